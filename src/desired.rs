@@ -1,0 +1,130 @@
+//! What the files ask for, after every check: the input of the plan.
+//!
+//! Pure data, made by `resolve`. Everything a step needs later is already here: file contents are
+//! rendered, layers are named, so that nothing is left to decide while acting.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+
+use crate::jail::{Jail, JailName, Network, Settings};
+
+/// Where everything lives on the host.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Paths {
+    pub config: PathBuf,
+    pub state: PathBuf,
+    pub run: PathBuf,
+    pub log: PathBuf,
+}
+
+/// The host's own keys, `stockade.toml`.
+#[derive(Clone, Debug, PartialEq)]
+pub struct HostConfig {
+    pub paths: Paths,
+    pub ids: IdPool,
+    /// Bridges made on demand, by interface name.
+    pub bridges: BTreeMap<String, Bridge>,
+    /// The cgroup below which all jails live, relative to each hierarchy's root.
+    pub cgroup: String,
+}
+
+/// Ranges of 65,536 ids handed to jails.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct IdPool {
+    /// First host id of the pool.
+    pub first: u32,
+    /// How many ranges it holds.
+    pub ranges: u32,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Bridge {
+    /// The host's own addresses on it, at most one of each family; jails use them as default routes.
+    pub address: Vec<Network>,
+    pub mtu: Option<u32>,
+}
+
+/// Everything wanted of this host.
+#[derive(Clone, Debug)]
+pub struct Desired {
+    pub host: HostConfig,
+    pub jails: BTreeMap<JailName, DesiredJail>,
+    /// Jails whose file is there but has errors: they are left as they are. The text is the
+    /// first error, `file:line:column: message`.
+    pub broken: BTreeMap<JailName, String>,
+    /// False when a directory could not be read, or the host's file has errors: nothing may be
+    /// removed then, since absence proves nothing.
+    pub complete: bool,
+}
+
+#[derive(Clone, Debug, PartialEq)]
+pub struct DesiredJail {
+    /// The definition file.
+    pub file: PathBuf,
+    pub settings: Settings,
+    pub jail: Jail,
+    pub root: DesiredRoot,
+}
+
+/// A jail's root file system.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct DesiredRoot {
+    /// Immutable layers, topmost first. Empty when the jail has a `path` of its own.
+    pub layers: Vec<Layer>,
+    /// Show the host's /usr read only at /usr (the `host` base).
+    pub host_usr: bool,
+    /// Files that stockade owns inside the root, rendered, sorted by target.
+    pub files: Vec<RootFile>,
+}
+
+/// One layer, named by the digest of what it is made from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Layer {
+    /// `sha256-` and 64 hexadecimal digits.
+    pub id: String,
+    pub source: LayerSource,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum LayerSource {
+    /// The skeleton around the host's own /usr.
+    Host,
+    /// A copy of a directory.
+    Directory(PathBuf),
+    /// An archive unpacked; `sha256` is checked while it is read.
+    Tar { path: PathBuf, sha256: Option<String> },
+    /// The copied (not rendered) part of a template's `files/`: source file, target, mode.
+    Files(Vec<CopiedFile>),
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CopiedFile {
+    pub source: PathBuf,
+    pub target: PathBuf,
+    pub mode: u32,
+}
+
+/// A file that stockade owns inside a jail's root.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RootFile {
+    /// Absolute, as the jail sees it.
+    pub target: PathBuf,
+    pub contents: Vec<u8>,
+    pub mode: u32,
+    /// Ids inside the jail.
+    pub uid: u32,
+    pub gid: u32,
+    pub on_change: OnChange,
+}
+
+/// What follows when a rendered file of a running jail has changed.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum OnChange {
+    Restart,
+    /// Run this inside the jail.
+    Reload(Vec<String>),
+    None,
+}

@@ -1,0 +1,143 @@
+//! What is: the state of every jail as the kernel and the journal show it. Types only.
+//!
+//! `probe` fills these in; `plan` compares them with what is desired.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+
+use crate::jail::{JailName, Settings};
+use crate::step::Phase;
+
+/// One look at the whole machine.
+#[derive(Clone, Debug, Default)]
+pub struct Live {
+    /// Jails that run, have run since boot, or still keep data.
+    pub jails: BTreeMap<JailName, LiveJail>,
+    /// Ids of the layers that are built.
+    pub layers: BTreeSet<String>,
+    /// Bridges that exist.
+    pub bridges: BTreeSet<String>,
+    /// Keys this host cannot enforce, with the reason: `limits.io` → "no blkio controller".
+    pub refused: BTreeMap<String, String>,
+    /// Now, milliseconds since the epoch; the only clock the plan sees.
+    pub now_ms: u64,
+}
+
+#[derive(Clone, Debug, Default)]
+pub struct LiveJail {
+    pub state: JailState,
+    /// The journal's record of the last start, if it was in this boot.
+    pub record: Option<Record>,
+    /// Keys as found in the kernel now, for those that can be read back.
+    pub observed: Settings,
+    /// Rendered files found different from what was written, by target.
+    pub changed_files: BTreeSet<PathBuf>,
+    /// Stopped by hand with `stockade stop`, until `start`: sticky.
+    pub held: bool,
+    pub restarts: Restarts,
+    /// Has files of its own below the state directory.
+    pub has_data: bool,
+}
+
+/// A jail as it is seen from outside. Produced by `probe`, consumed by `plan` and `status`.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub enum JailState {
+    /// No trace of a running instance.
+    #[default]
+    Down,
+    /// Runs under its keeper.
+    Up,
+    /// Runs, every process frozen.
+    Frozen,
+    /// Runs, but its keeper is gone.
+    Orphaned,
+    /// A start or stop was cut off; the record's phase says where.
+    Partial,
+    /// Ended by itself; its stop has not been finished (poststop, release).
+    Exited(Exit),
+}
+
+/// How a jail's main process ended.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Exit {
+    /// Exit code, when it exited.
+    pub code: Option<i32>,
+    /// Signal number, when it was killed.
+    pub signal: Option<i32>,
+    /// The kernel's out-of-memory killer took one of its processes.
+    pub oom: bool,
+    /// It asked for a reboot (reboot(2) inside).
+    #[serde(default)]
+    pub reboot: bool,
+    /// Milliseconds since the epoch.
+    pub at_ms: u64,
+}
+
+impl Exit {
+    pub fn failed(&self) -> bool {
+        !self.reboot && (self.code != Some(0) || self.oom)
+    }
+}
+
+/// Restarts in a row since the last good run.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Restarts {
+    pub count: u64,
+    /// Not before this, milliseconds since the epoch.
+    pub not_before_ms: u64,
+    /// The limit was reached: left down until changed or started by hand.
+    pub crash_loop: bool,
+}
+
+/// A process that cannot be mistaken for a later one with the same number: pid and the start
+/// time of proc_pid_stat(5), field 22.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Process {
+    pub pid: i32,
+    pub start_time: u64,
+}
+
+/// The journal's record of one jail: written before each phase with an effect outside it.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Record {
+    pub schema: u32,
+    pub boot_id: String,
+    pub name: JailName,
+    /// Different for each start, so that a late clean-up cannot hit the next instance.
+    pub instance: String,
+    /// The definition file that asked for it; empty for `run`.
+    pub file: PathBuf,
+    /// The last phase that was begun, and whether it is a start or a stop that walks.
+    pub phase: Phase,
+    pub stopping: bool,
+    pub settings: Settings,
+    /// Layer ids, topmost first.
+    pub layers: Vec<String>,
+    pub host_usr: bool,
+    /// Digest of every rendered file by target, and its inode stamp as written.
+    pub files: BTreeMap<PathBuf, FileStamp>,
+    pub keeper: Option<Process>,
+    pub init: Option<Process>,
+    /// First host id of the jail's range.
+    pub first_id: u32,
+    /// Milliseconds since the epoch.
+    pub started_ms: u64,
+    /// Phases whose hook has run, so that none runs twice.
+    pub hooks_done: BTreeSet<Phase>,
+}
+
+/// A rendered file as it was written: `digest` of contents, mode and owner, and what lstat(2)
+/// showed right after, so that an unchanged file is recognised without reading it.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FileStamp {
+    pub digest: String,
+    pub inode: u64,
+    pub size: u64,
+    /// Nanoseconds since the epoch, status change time.
+    pub ctime_ns: i128,
+}
+
+/// The record's version; another one is refused by name, never guessed at.
+pub const RECORD_SCHEMA: u32 = 1;

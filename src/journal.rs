@@ -1,1 +1,237 @@
+//! What stockade writes down: a record of each jail for this boot, and what outlives a reboot
+//! (id ranges, jails held down by hand, restarts in a row).
+//!
+//! Records are written before the phase they name, by temporary file and rename. Below the run
+//! directory nothing is synced to disk: a crash of the machine ends the boot they belong to. What
+//! lies below the state directory is synced.
 
+pub mod ids;
+pub mod lock;
+
+use std::io::Write;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, bail};
+
+use crate::desired::Paths;
+use crate::jail::JailName;
+use crate::keeper::ExitRecord;
+use crate::live::{RECORD_SCHEMA, Record, Restarts};
+
+/// A record larger than this is not ours.
+const RECORD_BYTES_MAX: u64 = 4 << 20;
+
+/// Writes a file whole or not at all, for readers and for crashes of this process.
+pub fn replace(path: &Path, contents: &[u8]) -> Result<()> {
+    let temporary = temporary(path);
+    std::fs::write(&temporary, contents).with_context(|| format!("write {}", temporary.display()))?;
+    std::fs::rename(&temporary, path).with_context(|| format!("rename to {}", path.display()))
+}
+
+/// As [`replace`], and on disk before it returns: for what must outlive the machine's crash.
+pub fn replace_synced(path: &Path, contents: &[u8]) -> Result<()> {
+    let temporary = temporary(path);
+    let write = || -> std::io::Result<()> {
+        let mut file = std::fs::File::create(&temporary)?;
+        file.write_all(contents)?;
+        file.sync_all()?;
+        std::fs::rename(&temporary, path)?;
+        match path.parent() {
+            Some(directory) => std::fs::File::open(directory)?.sync_all(),
+            None => Ok(()),
+        }
+    };
+    write().with_context(|| format!("write {}", path.display()))
+}
+
+/// Beside the target, and not the same for two writers.
+fn temporary(path: &Path) -> PathBuf {
+    let name = path.file_name().unwrap_or_default().to_string_lossy();
+    path.with_file_name(format!(".{name}.{}", std::process::id()))
+}
+
+/// Removes a file; one that is not there is as good.
+pub fn remove(path: &Path) -> Result<()> {
+    match std::fs::remove_file(path) {
+        Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
+            Err(e).with_context(|| format!("remove {}", path.display()))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Milliseconds since the epoch.
+pub fn now_ms() -> u64 {
+    let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
+    since.map_or(0, |d| u64::try_from(d.as_millis()).unwrap_or(u64::MAX))
+}
+
+/// random(4): different for each boot of the machine.
+pub fn boot_id() -> Result<String> {
+    let path = "/proc/sys/kernel/random/boot_id";
+    Ok(std::fs::read_to_string(path).with_context(|| format!("read {path}"))?.trim_end().to_owned())
+}
+
+/// The journal of one set of directories.
+#[derive(Clone, Debug)]
+pub struct Journal {
+    pub paths: Paths,
+    pub boot_id: String,
+}
+
+impl Journal {
+    /// Opens it, making its directories.
+    pub fn open(paths: &Paths) -> Result<Self> {
+        for (directory, mode) in [
+            (paths.run.clone(), 0o711),
+            (paths.run.join("jails"), 0o700),
+            (paths.run.join("locks"), 0o700),
+            (paths.run.join("exits"), 0o700),
+            (paths.state.clone(), 0o700),
+            (paths.state.join("jails"), 0o700),
+            (paths.state.join("layers"), 0o700),
+            (paths.state.join("ids"), 0o700),
+            (paths.log.clone(), 0o750),
+        ] {
+            make_directory(&directory, mode)?;
+        }
+        Ok(Self { paths: paths.clone(), boot_id: boot_id()? })
+    }
+
+    /// `<run>/jails/NAME`: gone at reboot.
+    pub fn run_dir(&self, name: &JailName) -> PathBuf {
+        self.paths.run.join("jails").join(name.as_str())
+    }
+
+    /// `<state>/jails/NAME`: the jail's own writes and what outlives a reboot.
+    pub fn state_dir(&self, name: &JailName) -> PathBuf {
+        self.paths.state.join("jails").join(name.as_str())
+    }
+
+    /// The record of a jail in this boot. One of another boot describes nothing that still is.
+    pub fn record(&self, name: &JailName) -> Result<Option<Record>> {
+        let path = self.run_dir(name).join("record.json");
+        let Some(text) = read(&path)? else { return Ok(None) };
+        let head: Schema = serde_json::from_slice(&text).with_context(|| format!("read {}", path.display()))?;
+        if head.schema != RECORD_SCHEMA {
+            bail!("read {}: written by another version (schema {})", path.display(), head.schema);
+        }
+        if head.boot_id != self.boot_id {
+            return Ok(None);
+        }
+        serde_json::from_slice(&text).map(Some).with_context(|| format!("read {}", path.display()))
+    }
+
+    pub fn write_record(&self, record: &Record) -> Result<()> {
+        let directory = self.run_dir(&record.name);
+        make_directory(&directory, 0o700)?;
+        let text = serde_json::to_vec(record).context("write a record")?;
+        replace(&directory.join("record.json"), &text)
+    }
+
+    /// Forgets everything of this boot about a jail.
+    pub fn forget(&self, name: &JailName) -> Result<()> {
+        remove(&crate::keeper::exit_bell(&self.paths.run, name))?;
+        let directory = self.run_dir(name);
+        match std::fs::remove_dir_all(&directory) {
+            Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
+                Err(e).with_context(|| format!("remove {}", directory.display()))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// How the instance of `record` ended, if it has.
+    pub fn exit(&self, record: &Record) -> Result<Option<crate::live::Exit>> {
+        let path = crate::keeper::exit_record(&self.paths.run, &record.name);
+        let Some(text) = read(&path)? else { return Ok(None) };
+        let exit: ExitRecord = serde_json::from_slice(&text).with_context(|| format!("read {}", path.display()))?;
+        Ok((exit.instance == record.instance).then_some(exit.exit))
+    }
+
+    /// Stopped by hand: stays down, over reboots too, until it is started by hand.
+    pub fn held(&self, name: &JailName) -> bool {
+        self.state_dir(name).join("held").exists()
+    }
+
+    pub fn hold(&self, name: &JailName) -> Result<()> {
+        make_directory(&self.state_dir(name), 0o700)?;
+        replace_synced(&self.state_dir(name).join("held"), b"")
+    }
+
+    pub fn release_hold(&self, name: &JailName) -> Result<()> {
+        remove(&self.state_dir(name).join("held"))
+    }
+
+    /// Restarts in a row, in this boot.
+    pub fn restarts(&self, name: &JailName) -> Result<Restarts> {
+        let path = self.paths.run.join("jails").join(format!("{name}.restarts"));
+        match read(&path)? {
+            Some(text) => serde_json::from_slice(&text).with_context(|| format!("read {}", path.display())),
+            None => Ok(Restarts::default()),
+        }
+    }
+
+    pub fn write_restarts(&self, name: &JailName, restarts: &Restarts) -> Result<()> {
+        let path = self.paths.run.join("jails").join(format!("{name}.restarts"));
+        if *restarts == Restarts::default() {
+            return remove(&path);
+        }
+        replace(&path, &serde_json::to_vec(restarts).context("write restarts")?)
+    }
+
+    /// Names with a record or data of their own.
+    pub fn names(&self) -> Result<Vec<JailName>> {
+        let mut names = directories(&self.paths.run.join("jails"))?;
+        names.extend(directories(&self.paths.state.join("jails"))?);
+        names.sort();
+        names.dedup();
+        Ok(names)
+    }
+}
+
+#[derive(serde::Deserialize)]
+struct Schema {
+    schema: u32,
+    boot_id: String,
+}
+
+fn directories(parent: &Path) -> Result<Vec<JailName>> {
+    let entries = std::fs::read_dir(parent).with_context(|| format!("list {}", parent.display()))?;
+    let mut names = Vec::new();
+    for entry in entries {
+        let entry = entry.with_context(|| format!("list {}", parent.display()))?;
+        let name = entry.file_name().to_str().and_then(|n| JailName::new(n).ok());
+        if let Some(name) = name
+            && entry.file_type().is_ok_and(|t| t.is_dir())
+        {
+            names.push(name);
+        }
+    }
+    Ok(names)
+}
+
+fn read(path: &Path) -> Result<Option<Vec<u8>>> {
+    use std::io::Read;
+    let file = match std::fs::File::open(path) {
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+        other => other.with_context(|| format!("open {}", path.display()))?,
+    };
+    let mut text = Vec::new();
+    file.take(RECORD_BYTES_MAX).read_to_end(&mut text).with_context(|| format!("read {}", path.display()))?;
+    Ok(Some(text))
+}
+
+/// Makes one directory with exactly this mode; an existing one keeps its own.
+pub fn make_directory(path: &Path, mode: u32) -> Result<()> {
+    use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
+    if path.is_dir() {
+        return Ok(());
+    }
+    std::fs::DirBuilder::new()
+        .recursive(true)
+        .mode(mode)
+        .create(path)
+        .and_then(|()| std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode)))
+        .with_context(|| format!("make directory {}", path.display()))
+}

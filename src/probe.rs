@@ -1,1 +1,157 @@
+//! What is: looks at the journal, /proc, the cgroups, the network and the rendered files, and
+//! fills in `live`. Changes nothing, decides nothing.
 
+use std::collections::{BTreeMap, BTreeSet};
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::Path;
+
+use anyhow::{Context, Result};
+use rustix::fs::{Mode, OFlags};
+
+use crate::desired::HostConfig;
+use crate::jail::{JailName, Settings};
+use crate::journal::Journal;
+use crate::limits::{Cgroup, Hierarchies};
+use crate::live::{Exit, JailState, Live, LiveJail, Process, Record};
+use crate::network::{self, Observed};
+use crate::step::Phase;
+use crate::sys::process;
+
+/// One look at everything.
+pub fn probe(journal: &Journal, host: &HostConfig, hierarchies: &Hierarchies) -> Result<Live> {
+    let names = journal.names()?;
+    let now_ms = crate::journal::now_ms();
+    // Only asked when some jail has a link: the answer costs a dump of all links.
+    let mut links: Option<BTreeMap<String, Observed>> = None;
+    let mut jails = BTreeMap::new();
+    for name in names {
+        let record = journal.record(&name)?;
+        if links.is_none() && record.as_ref().is_some_and(|r| wants_link(&r.settings)) {
+            links = Some(network::observe().context("look at the jails' links")?);
+        }
+        let jail = look(journal, host, hierarchies, &name, record, links.as_ref())?;
+        jails.insert(name, jail);
+    }
+    let refused = hierarchies.refused();
+    Ok(Live { jails, layers: layers(&journal.paths.state)?, bridges: bridges(), refused, now_ms })
+}
+
+/// One jail alone.
+pub fn one(journal: &Journal, host: &HostConfig, hierarchies: &Hierarchies, name: &JailName) -> Result<LiveJail> {
+    let record = journal.record(name)?;
+    let links = match &record {
+        Some(record) if wants_link(&record.settings) => Some(network::observe()?),
+        _ => None,
+    };
+    look(journal, host, hierarchies, name, record, links.as_ref())
+}
+
+fn look(
+    journal: &Journal,
+    host: &HostConfig,
+    hierarchies: &Hierarchies,
+    name: &JailName,
+    record: Option<Record>,
+    links: Option<&BTreeMap<String, Observed>>,
+) -> Result<LiveJail> {
+    let mut jail = LiveJail {
+        held: journal.held(name),
+        restarts: journal.restarts(name)?,
+        has_data: journal.state_dir(name).join("upper").exists(),
+        ..LiveJail::default()
+    };
+    let Some(record) = record else { return Ok(jail) };
+    let exit = journal.exit(&record)?;
+    jail.state = state(&record, exit.as_ref());
+    jail.exit = exit;
+    if jail.state == JailState::Up {
+        let cgroup = Cgroup::open(hierarchies, &host.cgroup, name.as_str())?;
+        jail.observed = cgroup.observe(&record.settings)?;
+        if cgroup.frozen()? {
+            jail.state = JailState::Frozen;
+        }
+        observe_link(&mut jail.observed, &record, links);
+        jail.changed_files = changed_files(&record)?;
+    }
+    jail.record = Some(record);
+    Ok(jail)
+}
+
+fn wants_link(settings: &Settings) -> bool {
+    settings.get("network.mode").is_some_and(|mode| mode == "vnet")
+}
+
+/// What a record and the processes it names amount to.
+pub fn state(record: &Record, exit: Option<&Exit>) -> JailState {
+    let settled = record.phase == Phase::Poststart && !record.stopping;
+    if record.stopping && record.phase == Phase::Release {
+        return JailState::Down;
+    }
+    if let Some(exit) = exit {
+        return if settled { JailState::Exited(exit.clone()) } else { JailState::Partial };
+    }
+    let alive = |process: Option<Process>| process.is_some_and(process::alive);
+    match (settled, alive(record.init), alive(record.keeper)) {
+        (true, true, true) => JailState::Up,
+        (true, true, false) => JailState::Orphaned,
+        // Keeper and init were both killed: nobody could write how it ended.
+        (true, false, _) => JailState::Exited(Exit { signal: Some(libc::SIGKILL), ..Exit::default() }),
+        (false, ..) => JailState::Partial,
+    }
+}
+
+/// The addresses as they are, written as the definition writes them.
+fn observe_link(observed: &mut Settings, record: &Record, links: Option<&BTreeMap<String, Observed>>) {
+    let Some(links) = links else { return };
+    if !wants_link(&record.settings) || !record.settings.contains_key("network.address") {
+        return;
+    }
+    let found = links.get(&network::host_link(&record.name));
+    let addresses: Vec<String> =
+        found.map(|link| link.addresses.iter().map(ToString::to_string).collect()).unwrap_or_default();
+    // The kernel lists families apart; order is not drift.
+    let wanted = record.settings["network.address"].as_array().cloned().unwrap_or_default();
+    let same = wanted.len() == addresses.len()
+        && wanted.iter().all(|w| w.as_str().is_some_and(|w| addresses.iter().any(|a| a == w)));
+    let value = if same { record.settings["network.address"].clone() } else { addresses.into() };
+    observed.insert("network.address".into(), value);
+}
+
+fn changed_files(record: &Record) -> Result<BTreeSet<std::path::PathBuf>> {
+    if record.files.is_empty() {
+        return Ok(BTreeSet::new());
+    }
+    let Some(init) = record.init else { return Ok(BTreeSet::new()) };
+    Ok(crate::root::files::changed(root_of(init)?.as_fd(), &record.files))
+}
+
+/// The root of a running jail, by its init: `/proc/PID/root`.
+pub fn root_of(init: Process) -> Result<OwnedFd> {
+    let path = format!("/proc/{}/root", init.pid);
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let root = rustix::fs::open(&path, flags, Mode::empty()).with_context(|| format!("open {path}"))?;
+    // Checked after the open, so that it cannot have been another process's.
+    if process::alive(init) {
+        return Ok(root);
+    }
+    anyhow::bail!("open {path}: the jail has ended")
+}
+
+fn layers(state: &Path) -> Result<BTreeSet<String>> {
+    let path = state.join("layers");
+    let entries = std::fs::read_dir(&path).with_context(|| format!("list {}", path.display()))?;
+    Ok(entries
+        .filter_map(|entry| entry.ok()?.file_name().into_string().ok())
+        .filter(|name| name.starts_with("sha256-"))
+        .collect())
+}
+
+/// Bridges by their sysfs directories; none when /sys is not there.
+fn bridges() -> BTreeSet<String> {
+    let Ok(entries) = std::fs::read_dir("/sys/class/net") else { return BTreeSet::new() };
+    entries
+        .filter_map(Result::ok)
+        .filter(|entry| entry.path().join("bridge").exists())
+        .filter_map(|entry| entry.file_name().into_string().ok())
+        .collect()
+}

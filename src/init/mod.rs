@@ -1,1 +1,178 @@
+//! What runs inside the new namespaces: from the first instruction after clone3(2) to the jail's
+//! program. One thread, no way back to the host; any failure is reported to the keeper and fatal.
+//!
+//! The order is that of the security profile: cgroup, keyring, private mounts by descriptor,
+//! masks, pivot_root, sysctls, names, and for each program user, capabilities, no_new_privs and
+//! the filter as the last act before execve(2).
 
+pub mod console;
+mod devices;
+mod mounts;
+mod pid1;
+pub mod program;
+mod sysctl;
+
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+use anyhow::{Context, Result, anyhow, bail};
+use serde::{Deserialize, Serialize};
+
+use crate::spec::{Spec, Stdio};
+use crate::sys::{confine, mount, namespace, process, socket};
+use crate::{network, security};
+
+pub use mounts::attributes as mount_attributes;
+
+/// Exit status of an init that could not do its work; the report says why.
+const INIT_FAILED: i32 = 125;
+
+/// What the keeper opened on the host before the jail existed; inherited over the clone.
+pub struct Inherited {
+    pub channel: OwnedFd,
+    /// cgroup v1 `tasks` files to join by writing "0".
+    pub join: Vec<OwnedFd>,
+    /// Detached mounts of device nodes, each with its name below /dev.
+    pub devices: Vec<(String, OwnedFd)>,
+    /// The program's standard streams, unless the console replaces them.
+    pub streams: Option<[OwnedFd; 3]>,
+}
+
+/// From the keeper to the init.
+#[derive(Debug, Serialize, Deserialize)]
+pub enum Order {
+    /// Ids are mapped and the link is there. Descriptors: the root's mount, the host's /usr when
+    /// `host_usr`, then one mount for each `[[mount]]` that binds, in order; `missing` says which
+    /// optional ones have none.
+    Ready { missing: Vec<usize> },
+    /// Start the program.
+    Go,
+}
+
+/// From the init to the keeper.
+#[derive(Debug, Serialize, Deserialize)]
+pub enum Report {
+    /// The jail exists; with a console, its descriptor comes along.
+    Created,
+    Started,
+    /// One line: verb, object, cause; and the status a caller passes on (125 to 127).
+    Failed { reason: String, status: i32 },
+    /// The main process has ended, or a persistent jail was asked to.
+    Ended { code: Option<i32>, signal: Option<i32> },
+}
+
+/// Entered by the child of clone3(2); never returns.
+pub fn enter(spec: &Spec, inherited: Inherited) -> ! {
+    let channel = inherited.channel.try_clone();
+    let error = match run(spec, inherited) {
+        Ok(never) => match never {},
+        Err(error) => error,
+    };
+    if let Ok(channel) = channel {
+        // When the keeper is gone too there is nobody left to tell.
+        let report = Report::Failed { reason: format!("{error:#}"), status: program::exit_status(&error) };
+        let _ = tell(channel.as_fd(), &report, &[]);
+    }
+    process::exit_now(INIT_FAILED)
+}
+
+fn run(spec: &Spec, inherited: Inherited) -> Result<std::convert::Infallible> {
+    process::set_parent_death_signal(Some(rustix::process::Signal::KILL))?;
+    confine::set_dumpable(false)?;
+    process::block_all_signals();
+    for tasks in &inherited.join {
+        rustix::io::write(tasks, b"0").context("join the cgroup")?;
+    }
+    drop(inherited.join);
+    namespace::unshare(libc::CLONE_NEWCGROUP).context("unshare the cgroup namespace")?;
+    rustix::process::setsid().context("setsid")?;
+    confine::join_new_session_keyring()?;
+
+    let (order, descriptors) = receive(inherited.channel.as_fd())?;
+    let Order::Ready { missing } = order else { bail!("the keeper sent {order:?} before the mounts") };
+    become_root()?;
+    rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o022));
+    let root = build_root(spec, &inherited.devices, descriptors, &missing)?;
+    drop(inherited.devices);
+    names(spec)?;
+    network::configure(spec.network.as_ref())?;
+    let console = console::open(spec.stdio, root.as_fd())?;
+    mount::pivot(root.as_fd())?;
+    drop(root);
+
+    let attached: Vec<BorrowedFd<'_>> = console.iter().map(|c| c.master.as_fd()).collect();
+    tell(inherited.channel.as_fd(), &Report::Created, &attached)?;
+    let (order, _) = receive(inherited.channel.as_fd())?;
+    let Order::Go = order else { bail!("the keeper sent {order:?} instead of go") };
+    if spec.jail.root.read_only {
+        mounts::make_root_read_only()?;
+    }
+    let streams = match (console, inherited.streams) {
+        (Some(console), _) => console.into_streams()?,
+        (None, Some(streams)) => streams,
+        (None, None) => bail!("no standard streams were given"),
+    };
+    process::set_parent_death_signal(None)?;
+    pid1::serve(spec, inherited.channel, streams)
+}
+
+/// Ids 0 of the jail's own range, and no group of the host's.
+fn become_root() -> Result<()> {
+    confine::set_groups(&[])?;
+    confine::set_gid(0)?;
+    confine::set_uid(0)?;
+    confine::set_dumpable(false)
+}
+
+/// Everything below the jail's /, in the order in which it must be mounted.
+fn build_root(
+    spec: &Spec,
+    devices: &[(String, OwnedFd)],
+    descriptors: Vec<OwnedFd>,
+    missing: &[usize],
+) -> Result<OwnedFd> {
+    mount::make_all_private().context("make every mount private")?;
+    let mut descriptors = descriptors.into_iter();
+    let root = descriptors.next().ok_or_else(|| anyhow!("the keeper sent no root"))?;
+    let here = mount::open_path(std::path::Path::new("/"))?;
+    mount::attach(root.as_fd(), here.as_fd()).context("attach the root")?;
+    drop(here);
+    if spec.root.host_usr() {
+        let usr = descriptors.next().ok_or_else(|| anyhow!("the keeper sent no /usr"))?;
+        mounts::attach_at(root.as_fd(), "usr", usr.as_fd(), true)?;
+    }
+    let proc = mounts::proc(root.as_fd())?;
+    sysctl::apply(spec, proc.as_fd())?;
+    devices::dev(root.as_fd(), devices, spec)?;
+    mounts::sys(root.as_fd(), spec)?;
+    mounts::scratch(root.as_fd(), spec)?;
+    mounts::from_definition(root.as_fd(), spec, descriptors, missing)?;
+    mounts::mask(root.as_fd(), spec, security::MASKED, security::READ_ONLY)?;
+    Ok(root)
+}
+
+/// Host name, domain name.
+fn names(spec: &Spec) -> Result<()> {
+    rustix::system::sethostname(spec.jail.hostname().as_bytes()).context("set the host name")?;
+    if let Some(domain) = &spec.jail.host.domainname {
+        rustix::system::setdomainname(domain.as_bytes()).context("set the domain name")?;
+    }
+    Ok(())
+}
+
+/// Sends a report with descriptors.
+pub fn tell(channel: BorrowedFd<'_>, report: &Report, descriptors: &[BorrowedFd<'_>]) -> Result<()> {
+    let message = serde_json::to_vec(report).context("write a report")?;
+    socket::send(channel, &message, descriptors)
+}
+
+fn receive(channel: BorrowedFd<'_>) -> Result<(Order, Vec<OwnedFd>)> {
+    let (message, descriptors) = socket::receive(channel)?.ok_or_else(|| anyhow!("the keeper is gone"))?;
+    Ok((serde_json::from_slice(&message).context("read an order")?, descriptors))
+}
+
+impl Stdio {
+    /// Whether the main process gets a pseudo-terminal of the jail's own.
+    pub fn is_console(self) -> bool {
+        matches!(self, Stdio::Console | Stdio::Relay)
+    }
+}

@@ -1,0 +1,56 @@
+//! The starter's side of the talk with a keeper.
+
+use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
+use std::os::unix::process::CommandExt;
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, anyhow, bail};
+
+use crate::keeper::{Answer, Hello, KEEPER_NAME, PROTOCOL, Word};
+use crate::spec::Spec;
+use crate::sys::socket;
+
+/// Longest silence of a keeper: a jail's slowest allowed hook inside, and then some.
+const ANSWER_LIMIT: Duration = Duration::from_secs(3600);
+/// How often an interrupt is looked for while a keeper works.
+const LOOK_MS: i64 = 100;
+
+/// Starts a keeper and hands it its specification.
+pub fn spawn(program: &OwnedFd, spec: Spec) -> Result<OwnedFd> {
+    let (ours, theirs) = socket::pair()?;
+    let mut child = Command::new(format!("/proc/self/fd/{}", program.as_raw_fd()))
+        .arg0(KEEPER_NAME)
+        .env_clear()
+        .stdin(Stdio::from(theirs))
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .current_dir("/")
+        .spawn()
+        .context("start the keeper")?;
+    let hello = Hello { protocol: PROTOCOL, spec };
+    let message = serde_json::to_vec(&hello).context("write the specification")?;
+    socket::send(std::os::fd::AsFd::as_fd(&ours), &message, &[])?;
+    // It leaves us at once: the keeper proper is not our child.
+    child.wait().context("wait for the keeper to leave")?;
+    Ok(ours)
+}
+
+/// The keeper's next answer.
+pub fn answer(socket: BorrowedFd<'_>) -> Result<Answer> {
+    let end = Instant::now() + ANSWER_LIMIT;
+    while !socket::readable_within(socket, LOOK_MS)? {
+        if super::interrupted() {
+            bail!("start: interrupted");
+        }
+        if Instant::now() > end {
+            bail!("the keeper does not answer");
+        }
+    }
+    let (message, _) = socket::receive(socket)?.ok_or_else(|| anyhow!("the keeper is gone"))?;
+    serde_json::from_slice(&message).context("read the keeper's answer")
+}
+
+pub fn tell(socket: BorrowedFd<'_>, word: Word) -> Result<()> {
+    socket::send(socket, &serde_json::to_vec(&word).context("write to the keeper")?, &[])
+}

@@ -1,0 +1,288 @@
+//! One jail's start: the START table from its first phase to its last, and back again from where
+//! it failed.
+
+use std::os::fd::{AsFd, OwnedFd};
+
+use anyhow::{Context, Result, anyhow, bail};
+
+use super::{Host, hook, keeper, stop};
+use crate::desired::DesiredJail;
+use crate::jail::{Jail, JailName, OnStop};
+use crate::journal::ids;
+use crate::keeper::{Answer, Word};
+use crate::limits::{Cgroup, Needs};
+use crate::live::{RECORD_SCHEMA, Record};
+use crate::spec::{RootSpec, Spec, Stdio, Writes};
+use crate::step::{Phase, START};
+use crate::sys::process;
+use crate::{network, root, security};
+
+/// What the phases hand on to each other.
+pub struct Start<'a> {
+    host: &'a Host,
+    wanted: &'a DesiredJail,
+    record: Record,
+    root: Option<RootSpec>,
+    keeper: Option<OwnedFd>,
+    /// The jail had no directory of its own before.
+    fresh: bool,
+}
+
+/// Starts a jail that is down.
+pub fn start(host: &Host, wanted: &DesiredJail) -> Result<()> {
+    let name = &wanted.jail.name;
+    let fresh = !host.journal.state_dir(name).exists();
+    let record = new_record(host, wanted);
+    let mut start = Start { host, wanted, record, root: None, keeper: None, fresh };
+    for (index, phase) in START.iter().enumerate() {
+        if let Err(error) = start.begin(*phase) {
+            let undone = start.undo(index);
+            return Err(match undone {
+                Ok(()) => error,
+                Err(left) => error.context(format!("and then, undoing it: {left:#}")),
+            });
+        }
+    }
+    Ok(())
+}
+
+fn new_record(host: &Host, wanted: &DesiredJail) -> Record {
+    Record {
+        schema: RECORD_SCHEMA,
+        boot_id: host.journal.boot_id.clone(),
+        name: wanted.jail.name.clone(),
+        instance: instance(&wanted.jail.name),
+        file: wanted.file.clone(),
+        phase: Phase::Claim,
+        stopping: false,
+        settings: wanted.settings.clone(),
+        layers: wanted.root.layers.iter().map(|layer| layer.id.clone()).collect(),
+        host_usr: wanted.root.host_usr,
+        files: std::collections::BTreeMap::new(),
+        keeper: None,
+        init: None,
+        first_id: 0,
+        started_ms: crate::journal::now_ms(),
+        hooks_done: std::collections::BTreeSet::new(),
+    }
+}
+
+/// Different for each start: the clock and this process's number.
+pub fn instance(name: &JailName) -> String {
+    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
+    format!("{name}-{:x}-{:x}", now.as_micros(), std::process::id())
+}
+
+impl Start<'_> {
+    fn jail(&self) -> &Jail {
+        &self.wanted.jail
+    }
+
+    /// Writes down that the phase begins, then does it.
+    fn begin(&mut self, phase: Phase) -> Result<()> {
+        if super::interrupted() {
+            bail!("start: interrupted");
+        }
+        if phase.hook().is_some() && hook::lines(self.jail(), phase).is_empty() && phase != Phase::Poststart {
+            return Ok(());
+        }
+        self.record.phase = phase;
+        if phase.hook().is_some() {
+            self.record.hooks_done.insert(phase);
+        }
+        self.host.journal.write_record(&self.record)?;
+        self.act(phase)
+    }
+
+    fn act(&mut self, phase: Phase) -> Result<()> {
+        match phase {
+            Phase::Claim => self.claim(),
+            Phase::Root => self.build_root(),
+            Phase::Bridge => self.bridge(),
+            Phase::Cgroup => self.cgroup(),
+            Phase::Create => self.create(),
+            Phase::Start => self.go(),
+            Phase::Poststart => {
+                self.hook(phase)?;
+                self.keep()
+            }
+            _ => self.hook(phase),
+        }
+    }
+
+    fn hook(&self, phase: Phase) -> Result<()> {
+        hook::run(phase, &super::facts(self.jail(), &self.record))
+    }
+
+    fn claim(&mut self) -> Result<()> {
+        let journal = &self.host.journal;
+        let name = &self.wanted.jail.name;
+        if !self.jail().security.userns {
+            return crate::journal::make_directory(&journal.state_dir(name), 0o700);
+        }
+        let own = journal.state_dir(name);
+        self.record.first_id = ids::claim(&journal.paths.state, &own, name, self.host.config.ids)?;
+        Ok(())
+    }
+
+    fn build_root(&mut self) -> Result<()> {
+        let paths = &self.host.journal.paths;
+        let wanted = self.wanted;
+        if let Some(path) = &wanted.jail.path {
+            self.root = Some(RootSpec::Directory(path.clone()));
+            return Ok(());
+        }
+        let lower = wanted
+            .root
+            .layers
+            .iter()
+            .map(|layer| root::layers::ensure(&paths.state, layer, &|_| ()))
+            .collect::<Result<Vec<_>>>()?;
+        let writes = if wanted.jail.root.storage == "tmpfs" {
+            Writes::Discarded { bytes: super::half_of_memory()? }
+        } else {
+            let own = root::prepare(&paths.state, &wanted.jail.name, self.record.first_id)?;
+            Writes::Kept { upper: own.upper, work: own.work }
+        };
+        self.root = Some(RootSpec::Overlay { lower, writes, host_usr: wanted.root.host_usr });
+        Ok(())
+    }
+
+    fn bridge(&mut self) -> Result<()> {
+        match network::spec(self.jail(), &self.host.config) {
+            Some(link) => self.host.ensure_bridge(&link.bridge),
+            None => Ok(()),
+        }
+    }
+
+    fn cgroup(&mut self) -> Result<()> {
+        let jail = self.jail();
+        let parent = &self.host.config.cgroup;
+        let needs = Needs::of(jail);
+        let cgroup =
+            Cgroup::create(&self.host.hierarchies, parent, jail.name.as_str(), &jail.limits, &needs)?;
+        if jail.exec.boot.is_some() && jail.security.userns {
+            cgroup.delegate(self.record.first_id)?;
+        }
+        Ok(())
+    }
+
+    fn create(&mut self) -> Result<()> {
+        let spec = self.spec()?;
+        let socket = keeper::spawn(&self.host.program, spec)?;
+        match keeper::answer(socket.as_fd())? {
+            Answer::Created { keeper, init, .. } => {
+                self.record.keeper = Some(keeper);
+                self.record.init = Some(init);
+            }
+            Answer::Failed { reason, .. } => bail!("{reason}"),
+            Answer::Up => bail!("the keeper answered out of turn"),
+        }
+        self.keeper = Some(socket);
+        self.host.journal.write_record(&self.record)?;
+        self.write_files()
+    }
+
+    /// Rendered files go through the finished root, whatever it is made of.
+    fn write_files(&mut self) -> Result<()> {
+        if self.wanted.root.files.is_empty() {
+            return Ok(());
+        }
+        let init = self.record.init.ok_or_else(|| anyhow!("the jail has no init"))?;
+        let root = crate::probe::root_of(init)?;
+        self.record.files = root::files::write(root.as_fd(), &self.wanted.root.files, self.record.first_id)?;
+        Ok(())
+    }
+
+    fn go(&mut self) -> Result<()> {
+        let socket = self.keeper.as_ref().ok_or_else(|| anyhow!("the jail has no keeper"))?;
+        keeper::tell(socket.as_fd(), Word::Go)?;
+        match keeper::answer(socket.as_fd())? {
+            Answer::Up => Ok(()),
+            Answer::Failed { reason, .. } => bail!("{reason}"),
+            Answer::Created { .. } => bail!("the keeper answered out of turn"),
+        }
+    }
+
+    fn keep(&mut self) -> Result<()> {
+        let socket = self.keeper.take().ok_or_else(|| anyhow!("the jail has no keeper"))?;
+        // A jail whose program has ended already is up and then down: the exit record tells.
+        let _ = keeper::tell(socket.as_fd(), Word::Keep);
+        Ok(())
+    }
+
+    fn spec(&mut self) -> Result<Spec> {
+        let jail = self.wanted.jail.clone();
+        let profile = security::profile(&jail).map_err(|refusals| refused(&refusals))?;
+        let console = jail.exec.console || jail.exec.boot.is_some();
+        Ok(Spec {
+            instance: self.record.instance.clone(),
+            paths: self.host.journal.paths.clone(),
+            cgroup_parent: self.host.config.cgroup.clone(),
+            first_id: self.record.first_id,
+            root: self.root.take().ok_or_else(|| anyhow!("the jail has no root"))?,
+            network: network::spec(&jail, &self.host.config),
+            profile,
+            stdio: if console { Stdio::Console } else { Stdio::Log },
+            jail,
+        })
+    }
+
+    /// Walks the table back from the phase that failed.
+    fn undo(&mut self, failed: usize) -> Result<()> {
+        let mut result = Ok(());
+        for phase in START[..=failed].iter().rev() {
+            let undone = match phase {
+                Phase::Create => self.undo_create(),
+                Phase::Cgroup => stop::remove_cgroup(self.host, &self.wanted.jail.name),
+                Phase::Claim => self.undo_claim(),
+                _ => self.undo_hook(*phase),
+            };
+            result = result.and(undone);
+        }
+        result
+    }
+
+    /// The keeper kills the jail when its starter's socket closes, and ends.
+    fn undo_create(&mut self) -> Result<()> {
+        drop(self.keeper.take());
+        let Some(keeper) = self.record.keeper else { return Ok(()) };
+        stop::wait_keeper(keeper)
+    }
+
+    fn undo_hook(&mut self, phase: Phase) -> Result<()> {
+        match phase.undo() {
+            Some(undo) if undo.hook().is_some() && self.record.hooks_done.contains(&phase) => self.hook(undo),
+            _ => Ok(()),
+        }
+    }
+
+    fn undo_claim(&mut self) -> Result<()> {
+        let journal = &self.host.journal;
+        let name = &self.wanted.jail.name;
+        journal.forget(name)?;
+        if self.fresh {
+            super::destroy_data(journal, self.host.config.ids, name)
+        } else if self.wanted.jail.root.on_stop == OnStop::Discard {
+            root::discard(&journal.paths.state, name)
+        } else {
+            Ok(())
+        }
+    }
+}
+
+/// Key and reason of each.
+pub fn refused(refusals: &[security::Refusal]) -> anyhow::Error {
+    let lines: Vec<String> = refusals.iter().map(|r| format!("{}: {}", r.key, r.message)).collect();
+    anyhow!(lines.join("; "))
+}
+
+/// The record of a jail that this process started and that is still alive.
+pub fn is_up(record: &Record) -> bool {
+    record.init.is_some_and(process::alive)
+}
+
+/// Reads the record again after a start, for those who go on with it.
+pub fn record(host: &Host, name: &JailName) -> Result<Record> {
+    host.journal.record(name)?.with_context(|| format!("{name}: it has no record"))
+}

@@ -1,0 +1,98 @@
+//! Live changes of a running jail: limits, addresses, names, rendered files.
+
+use std::os::fd::AsFd;
+
+use anyhow::{Context, Result, anyhow, bail};
+
+use super::{Host, inside, stop};
+use crate::desired::{DesiredJail, OnChange, RootFile};
+use crate::jail::{Jail, Settings};
+use crate::live::Record;
+use crate::plan::Action;
+use crate::sys::{namespace, process};
+use crate::{network, root};
+
+/// Carries out an `Update`; afterwards the record holds exactly the keys it names.
+pub fn update(host: &Host, wanted: &DesiredJail, action: &Action, mut record: Record) -> Result<()> {
+    let keys: Vec<&str> = action.changes.iter().chain(&action.drift).map(|change| change.key.as_str()).collect();
+    let next = merged(&record.settings, &wanted.settings, &keys);
+    let before = Jail::from_settings(&record.name, &record.settings).map_err(anyhow::Error::msg)?;
+    let after = Jail::from_settings(&record.name, &next).map_err(anyhow::Error::msg)?;
+    let has = |prefix: &str| keys.iter().any(|key| key.starts_with(prefix));
+    if has("limits.") {
+        limits(host, &before, &after)?;
+    }
+    if has("network.address") {
+        addresses(host, &after, &record)?;
+    }
+    if has("host.hostname") || has("host.domainname") {
+        names(&after, &record)?;
+    }
+    record.settings = next;
+    let files: Vec<&RootFile> =
+        wanted.root.files.iter().filter(|file| keys.iter().any(|key| *key == file.target.to_string_lossy())).collect();
+    write_files(&files, &keys, &mut record)?;
+    host.journal.write_record(&record)?;
+    files.iter().try_for_each(|file| follow(host, &after, &record, file))
+}
+
+/// The settings in force with just these keys as they are wanted.
+fn merged(current: &Settings, wanted: &Settings, keys: &[&str]) -> Settings {
+    let mut next = current.clone();
+    for key in keys {
+        match wanted.get(*key) {
+            Some(value) => drop(next.insert((*key).to_owned(), value.clone())),
+            None => drop(next.remove(*key)),
+        }
+    }
+    next
+}
+
+fn limits(host: &Host, before: &Jail, after: &Jail) -> Result<()> {
+    let pending = stop::cgroup(host, &after.name)?.set(&before.limits, &after.limits)?;
+    if pending.is_empty() {
+        return Ok(());
+    }
+    let lines: Vec<String> = pending.iter().map(ToString::to_string).collect();
+    bail!("{}", lines.join("; "))
+}
+
+fn addresses(host: &Host, after: &Jail, record: &Record) -> Result<()> {
+    let Some(link) = network::spec(after, &host.config) else { return Ok(()) };
+    let init = record.init.ok_or_else(|| anyhow!("the jail has no init"))?;
+    network::readdress(&link, namespace::open(init.pid, "net")?.as_fd())
+}
+
+/// In a thread of its own, which ends in the jail's UTS namespace.
+fn names(after: &Jail, record: &Record) -> Result<()> {
+    let pidfd = record.init.and_then(process::open).ok_or_else(|| anyhow!("the jail has ended"))?;
+    let set = || -> Result<()> {
+        namespace::setns(pidfd.as_fd(), libc::CLONE_NEWUTS).context("enter the jail's UTS namespace")?;
+        rustix::system::sethostname(after.hostname().as_bytes()).context("set the host name")?;
+        let domain = after.host.domainname.as_deref().unwrap_or("(none)");
+        rustix::system::setdomainname(domain.as_bytes()).context("set the domain name")
+    };
+    std::thread::scope(|scope| scope.spawn(set).join().expect("setting a name does not panic"))
+}
+
+/// Writes what changed, and forgets files that are no longer owned.
+fn write_files(files: &[&RootFile], keys: &[&str], record: &mut Record) -> Result<()> {
+    let owned: Vec<RootFile> = files.iter().map(|file| (*file).clone()).collect();
+    if !owned.is_empty() {
+        let init = record.init.ok_or_else(|| anyhow!("the jail has no init"))?;
+        let root = crate::probe::root_of(init)?;
+        record.files.extend(root::files::write(root.as_fd(), &owned, record.first_id)?);
+    }
+    let wanted = |path: &std::path::PathBuf| files.iter().any(|file| file.target == *path);
+    record.files.retain(|path, _| wanted(path) || !keys.iter().any(|key| *key == path.to_string_lossy()));
+    Ok(())
+}
+
+/// What a changed file asks for; a restart is the plan's business, not ours.
+fn follow(host: &Host, jail: &Jail, record: &Record, file: &RootFile) -> Result<()> {
+    match &file.on_change {
+        OnChange::Reload(argv) => inside::run(host, jail, record, argv.clone())
+            .with_context(|| format!("on_change of {}", file.target.display())),
+        OnChange::Restart | OnChange::None => Ok(()),
+    }
+}

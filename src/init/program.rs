@@ -1,0 +1,251 @@
+//! One program inside a jail: who it runs as, what it may do, and execve(2). Serves the main
+//! process, `exec.start` lines, and `exec` into a running jail alike.
+
+use std::ffi::CString;
+use std::io::Read;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, anyhow, bail};
+use rustix::fs::{Mode, OFlags, ResolveFlags};
+
+use crate::security::{Profile, passwd};
+use crate::spec::Spec;
+use crate::sys::process::{self, Cloned};
+use crate::sys::confine;
+
+/// `exec` and `run` pass these on, as env(1) and podman do.
+pub const NOT_EXECUTABLE: i32 = 126;
+pub const NOT_FOUND: i32 = 127;
+/// stockade itself failed.
+pub const FAULT: i32 = 125;
+/// The longest passwd(5) that is read from a jail.
+const PASSWD_BYTES_MAX: u64 = 1 << 20;
+const SHELL: &str = "/bin/sh";
+
+/// What to start, resolved inside the jail.
+pub struct Launch {
+    pub argv: Vec<String>,
+    pub env: Vec<(String, String)>,
+    pub user: passwd::User,
+    pub workdir: PathBuf,
+}
+
+impl Launch {
+    pub fn main(spec: &Spec) -> Result<Self> {
+        Self::new(spec.jail.exec.command.clone(), spec.jail.exec.user.as_deref(), spec)
+    }
+
+    pub fn shell(spec: &Spec, line: &str) -> Result<Self> {
+        Self::new(vec![SHELL.into(), "-c".into(), line.into()], None, spec)
+    }
+
+    pub fn boot(spec: &Spec, path: &str) -> Result<Self> {
+        Self::new(vec![path.into()], None, spec)
+    }
+
+    fn new(argv: Vec<String>, user: Option<&str>, spec: &Spec) -> Result<Self> {
+        let exec = &spec.jail.exec;
+        Self::resolve(argv, user, &exec.env, exec.workdir.as_deref(), &spec.profile)
+    }
+
+    /// Looks the user up in the jail that this process is in already.
+    pub fn resolve(
+        argv: Vec<String>,
+        user: Option<&str>,
+        env: &std::collections::BTreeMap<String, String>,
+        workdir: Option<&Path>,
+        profile: &Profile,
+    ) -> Result<Self> {
+        let user = look_up(user.unwrap_or("0"))?;
+        let mut all: std::collections::BTreeMap<String, String> =
+            profile.env.iter().map(|(k, v)| (k.clone(), v.clone())).collect();
+        all.insert("HOME".into(), user.home.clone());
+        all.extend(env.iter().map(|(k, v)| (k.clone(), v.clone())));
+        let workdir = workdir.unwrap_or(Path::new("/")).to_owned();
+        Ok(Self { argv, env: all.into_iter().collect(), user, workdir })
+    }
+}
+
+fn look_up(user: &str) -> Result<passwd::User> {
+    let passwd = read_inside("etc/passwd")?;
+    let group = read_inside("etc/group")?;
+    passwd::look_up(user, &passwd, &group).map_err(|e| anyhow!("look up user `{user}`: {e}"))
+}
+
+/// A regular file of the jail, of bounded size; empty when there is none (CVE-2024-9676: a passwd
+/// that is a link, a FIFO or huge).
+fn read_inside(path: &str) -> Result<String> {
+    let root = rustix::fs::open("/", OFlags::PATH | OFlags::CLOEXEC, Mode::empty()).context("open /")?;
+    let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK;
+    let how = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;
+    let file = match rustix::fs::openat2(&root, path, flags, Mode::empty(), how) {
+        Err(rustix::io::Errno::NOENT) => return Ok(String::new()),
+        other => other.with_context(|| format!("open /{path}"))?,
+    };
+    let status = rustix::fs::fstat(&file)?;
+    if !rustix::fs::FileType::from_raw_mode(status.st_mode).is_file() {
+        bail!("read /{path}: not a regular file");
+    }
+    let mut text = String::new();
+    std::fs::File::from(file)
+        .take(PASSWD_BYTES_MAX)
+        .read_to_string(&mut text)
+        .with_context(|| format!("read /{path}"))?;
+    Ok(text)
+}
+
+/// Forks, and returns once the program runs, or with the reason why it does not.
+pub fn spawn(launch: &Launch, profile: &Profile, streams: [OwnedFd; 3], terminal: bool) -> Result<i32> {
+    let (ours, theirs) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC).context("make a pipe")?;
+    match process::fork().context("fork")? {
+        Cloned::Child => {
+            drop(ours);
+            let session = if terminal { take_terminal(&streams[0]) } else { new_session() };
+            let error = session.err().unwrap_or_else(|| become_program(launch, profile, streams, Some(theirs.as_fd())));
+            // The parent also learns it from the exit status.
+            let _ = rustix::io::write(&theirs, error.to_string().as_bytes());
+            process::exit_now(exit_status(&error))
+        }
+        Cloned::Parent { pid, pidfd } => {
+            drop(theirs);
+            let mut reason = String::new();
+            std::fs::File::from(ours).read_to_string(&mut reason).context("read from a starting program")?;
+            if reason.is_empty() {
+                return Ok(pid);
+            }
+            let status = process::reap(pidfd.as_fd())?.status();
+            Err(anyhow::Error::new(NotStarted::from_status(status)).context(reason))
+        }
+    }
+}
+
+fn new_session() -> Result<()> {
+    rustix::process::setsid().context("setsid").map(|_| ())
+}
+
+/// A new session whose controlling terminal this is.
+fn take_terminal(terminal: &OwnedFd) -> Result<()> {
+    new_session()?;
+    rustix::process::ioctl_tiocsctty(terminal).context("take the terminal")
+}
+
+/// 127 for a program that is not there, 126 for one that cannot be run, 125 for our own fault.
+pub fn exit_status(error: &anyhow::Error) -> i32 {
+    error.downcast_ref::<NotStarted>().map_or(FAULT, |why| why.status())
+}
+
+/// Why a program does not run, for the exit status.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum NotStarted {
+    Missing,
+    Refused,
+    Fault,
+}
+
+impl NotStarted {
+    fn status(self) -> i32 {
+        match self {
+            Self::Missing => NOT_FOUND,
+            Self::Refused => NOT_EXECUTABLE,
+            Self::Fault => FAULT,
+        }
+    }
+
+    fn from_status(status: i32) -> Self {
+        match status {
+            NOT_FOUND => Self::Missing,
+            NOT_EXECUTABLE => Self::Refused,
+            _ => Self::Fault,
+        }
+    }
+}
+
+impl std::fmt::Display for NotStarted {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Missing => "it is not in the jail",
+            Self::Refused => "it cannot be executed",
+            Self::Fault => "the jail refused it",
+        })
+    }
+}
+
+impl std::error::Error for NotStarted {}
+
+/// Turns this process into the program; returns only the reason why it could not.
+pub fn become_program(
+    launch: &Launch,
+    profile: &Profile,
+    streams: [OwnedFd; 3],
+    keep: Option<BorrowedFd<'_>>,
+) -> anyhow::Error {
+    match prepare(launch, profile, streams, keep).and_then(|()| execute(launch)) {
+        Ok(never) => match never {},
+        Err(error) => error,
+    }
+}
+
+fn prepare(launch: &Launch, profile: &Profile, streams: [OwnedFd; 3], keep: Option<BorrowedFd<'_>>) -> Result<()> {
+    for (number, stream) in streams.iter().enumerate() {
+        confine::duplicate_onto(stream.as_fd(), i32::try_from(number).expect("three streams"))?;
+    }
+    drop(streams);
+    confine::close_range_from(3, keep.as_slice())?;
+    rustix::process::umask(Mode::from_raw_mode(0o022));
+    confine::limit_resources(profile)?;
+    confine::reset_scheduling()?;
+    enter_workdir(&launch.workdir)?;
+    confine::confine(profile, &launch.user)?;
+    process::reset_signals();
+    Ok(())
+}
+
+/// chdir, and proof that it ended up inside: an absolute path that the kernel can reach from our
+/// root (CVE-2024-21626).
+fn enter_workdir(path: &Path) -> Result<()> {
+    rustix::process::chdir(path).with_context(|| format!("enter {}", path.display()))?;
+    let seen = rustix::process::getcwd(Vec::new()).context("getcwd")?;
+    if seen.as_bytes().first() == Some(&b'/') {
+        return Ok(());
+    }
+    bail!("enter {}: it lies outside the root", path.display())
+}
+
+/// Tries each directory of PATH, as execvp(3) does.
+fn execute(launch: &Launch) -> Result<std::convert::Infallible> {
+    let name = launch.argv.first().ok_or_else(|| anyhow!("no program is given"))?;
+    let text = |s: &str| CString::new(s).with_context(|| format!("`{s}` holds a NUL byte"));
+    let argv = launch.argv.iter().map(|a| text(a)).collect::<Result<Vec<_>>>()?;
+    let env = launch.env.iter().map(|(k, v)| text(&format!("{k}={v}"))).collect::<Result<Vec<_>>>()?;
+    let path = launch.env.iter().find(|(k, _)| k == "PATH").map_or("", |(_, v)| v.as_str());
+    let mut verdict = NotStarted::Missing;
+    let mut cause = std::io::Error::from_raw_os_error(libc::ENOENT);
+    for candidate in candidates(name, path) {
+        let error = process::execve(&text(&candidate)?, &argv, &env);
+        if !matches!(error.raw_os_error(), Some(libc::ENOENT | libc::ENOTDIR)) {
+            verdict = NotStarted::Refused;
+            cause = error;
+        }
+    }
+    Err(anyhow::Error::new(verdict).context(format!("execute {name}: {cause}")))
+}
+
+fn candidates(name: &str, path: &str) -> Vec<String> {
+    if name.contains('/') {
+        return vec![name.to_owned()];
+    }
+    path.split(':').filter(|d| !d.is_empty()).map(|directory| format!("{directory}/{name}")).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn path_search() {
+        assert_eq!(candidates("sh", "/usr/bin:/bin"), ["/usr/bin/sh", "/bin/sh"]);
+        assert_eq!(candidates("./sh", "/bin"), ["./sh"]);
+        assert!(candidates("sh", "").is_empty());
+    }
+}

@@ -1,0 +1,113 @@
+//! Puts a jail's root together: layers with shifted ids under an overlay, made by the host's root.
+//!
+//! The layers are shifted before they are merged (an overlay itself cannot be), the upper is not:
+//! its owner is the jail's root already. The overlay is made while standing in the jail's own
+//! mount namespace, so that kernels before 6.15, which only stack attached mounts, take it too,
+//! and nothing of it is ever seen on the host.
+
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::path::Path;
+
+use anyhow::{Context, Result};
+use rustix::fs::{CWD, Mode};
+
+use crate::spec::{RootSpec, Spec, Writes};
+use crate::sys::mount::{self, NO_DEVICES, NO_SUID, READ_ONLY};
+use crate::sys::namespace;
+
+/// The root's mount and, with `host_usr`, the one for /usr; both attached nowhere.
+pub fn assemble(spec: &Spec, pidfd: BorrowedFd<'_>, idmap: Option<BorrowedFd<'_>>) -> Result<Vec<OwnedFd>> {
+    match &spec.root {
+        RootSpec::Directory(path) => {
+            let root = mount::clone_tree(CWD, path, false).with_context(|| format!("open {}", path.display()))?;
+            mount::set_attributes(root.as_fd(), NO_DEVICES, 0, idmap, false)
+                .with_context(|| format!("shift the ids of {}", path.display()))?;
+            Ok(vec![root])
+        }
+        RootSpec::Overlay { lower, writes, host_usr } => {
+            let layers =
+                lower.iter().map(|path| layer(path, idmap)).collect::<Result<Vec<_>>>()?;
+            let mut mounts = vec![inside(pidfd, || overlay(spec, &layers, writes))?];
+            if *host_usr {
+                mounts.push(usr(idmap)?);
+            }
+            Ok(mounts)
+        }
+    }
+}
+
+fn layer(path: &Path, idmap: Option<BorrowedFd<'_>>) -> Result<OwnedFd> {
+    let copy = mount::clone_tree(CWD, path, false).with_context(|| format!("open layer {}", path.display()))?;
+    mount::set_attributes(copy.as_fd(), READ_ONLY, 0, idmap, false)
+        .with_context(|| format!("shift the ids of layer {}", path.display()))?;
+    Ok(copy)
+}
+
+/// The host's own /usr, read only.
+fn usr(idmap: Option<BorrowedFd<'_>>) -> Result<OwnedFd> {
+    let copy = mount::clone_tree(CWD, Path::new("/usr"), false).context("open /usr")?;
+    mount::set_attributes(copy.as_fd(), READ_ONLY | NO_SUID | NO_DEVICES, 0, idmap, false)
+        .context("shift the ids of /usr")?;
+    Ok(copy)
+}
+
+/// Runs `work` in the jail's mount namespace and comes back.
+fn inside<T>(pidfd: BorrowedFd<'_>, work: impl FnOnce() -> Result<T>) -> Result<T> {
+    let own = rustix::fs::open(
+        "/proc/self/ns/mnt",
+        rustix::fs::OFlags::RDONLY | rustix::fs::OFlags::CLOEXEC,
+        Mode::empty(),
+    )
+    .context("open this mount namespace")?;
+    namespace::setns(pidfd, libc::CLONE_NEWNS).context("enter the jail's mount namespace")?;
+    let result = work();
+    namespace::setns(own.as_fd(), libc::CLONE_NEWNS).context("leave the jail's mount namespace")?;
+    result
+}
+
+fn overlay(spec: &Spec, layers: &[OwnedFd], writes: &Writes) -> Result<OwnedFd> {
+    let place = mount::open_path(&spec.paths.state).context("find a place for the layers")?;
+    for layer in layers {
+        mount::attach(layer.as_fd(), place.as_fd()).context("attach a layer")?;
+    }
+    let lower = layers.iter().map(|l| by_descriptor(l.as_fd())).collect::<Vec<_>>().join(":");
+    let (upper, work) = writable(spec, writes, place.as_fd())?;
+    let (upper, work) = (by_descriptor(upper.as_fd()), by_descriptor(work.as_fd()));
+    let options = [
+        ("source", "stockade"),
+        ("lowerdir", lower.as_str()),
+        ("upperdir", upper.as_str()),
+        ("workdir", work.as_str()),
+        ("metacopy", "off"),
+        ("redirect_dir", "nofollow"),
+        ("index", "off"),
+        ("xino", "off"),
+    ];
+    mount::create("overlay", &options, NO_DEVICES)
+}
+
+/// A descriptor as a path, which needs no escaping and cannot be renamed away.
+fn by_descriptor(descriptor: BorrowedFd<'_>) -> String {
+    format!("/proc/self/fd/{}", descriptor.as_raw_fd())
+}
+
+/// Upper and work directories; the upper's top belongs to the jail's root.
+fn writable(spec: &Spec, writes: &Writes, place: BorrowedFd<'_>) -> Result<(OwnedFd, OwnedFd)> {
+    match writes {
+        Writes::Kept { upper, work } => Ok((mount::open_path(upper)?, mount::open_path(work)?)),
+        Writes::Discarded { bytes } => {
+            let size = bytes.to_string();
+            let tmpfs = mount::create("tmpfs", &[("mode", "0700"), ("size", &size)], NO_DEVICES)?;
+            mount::attach(tmpfs.as_fd(), place).context("attach the jail's tmpfs")?;
+            for name in ["upper", "work"] {
+                rustix::fs::mkdirat(&tmpfs, name, Mode::from_raw_mode(0o755)).context("make a directory in tmpfs")?;
+            }
+            let upper = mount::resolve(tmpfs.as_fd(), Path::new("upper"), true)?;
+            let owner = Some(rustix::fs::Uid::from_raw(spec.first_id));
+            let group = Some(rustix::fs::Gid::from_raw(spec.first_id));
+            rustix::fs::chownat(&tmpfs, "upper", owner, group, rustix::fs::AtFlags::SYMLINK_NOFOLLOW)
+                .context("give the upper directory to the jail")?;
+            Ok((upper, mount::resolve(tmpfs.as_fd(), Path::new("work"), true)?))
+        }
+    }
+}

@@ -1,0 +1,76 @@
+//! What a keeper is told: everything about one start, decided beforehand.
+//!
+//! Pure data, made by `execute` from the desired jail and what the earlier phases prepared. It is
+//! handed over once, as one message; it is never stored.
+
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+
+use crate::desired::Paths;
+use crate::jail::{Jail, JailName};
+use crate::{network, security};
+
+/// One start of one jail.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Spec {
+    pub jail: Jail,
+    pub instance: String,
+    pub paths: Paths,
+    /// The parent of all jails' cgroups, and the jail's below it.
+    pub cgroup_parent: String,
+    /// First host id of the jail's range.
+    pub first_id: u32,
+    pub root: RootSpec,
+    pub network: Option<network::Spec>,
+    pub profile: security::Profile,
+    pub stdio: Stdio,
+}
+
+/// How the root is put together.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub enum RootSpec {
+    /// An overlay: `lower` topmost first.
+    Overlay { lower: Vec<PathBuf>, writes: Writes, host_usr: bool },
+    /// A directory of the host, ids shifted by its mount.
+    Directory(PathBuf),
+}
+
+/// Where an overlay's changes go.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub enum Writes {
+    Kept { upper: PathBuf, work: PathBuf },
+    /// A tmpfs that dies with the jail, at most this many bytes.
+    Discarded { bytes: u64 },
+}
+
+/// The main process's standard streams.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Stdio {
+    /// Pipes to the keeper, which writes the log.
+    Log,
+    /// A pseudo-terminal held by the keeper, which writes the log too.
+    Console,
+    /// The caller's own streams (`run` without a terminal).
+    Inherit,
+    /// A pseudo-terminal relayed to the caller's (`run` on a terminal).
+    Relay,
+}
+
+impl RootSpec {
+    pub fn host_usr(&self) -> bool {
+        matches!(self, RootSpec::Overlay { host_usr: true, .. })
+    }
+}
+
+impl Spec {
+    pub fn name(&self) -> &JailName {
+        &self.jail.name
+    }
+
+    /// `<run>/jails/NAME`.
+    pub fn run_dir(&self) -> PathBuf {
+        self.paths.run.join("jails").join(self.name().as_str())
+    }
+}

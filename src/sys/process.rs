@@ -1,0 +1,276 @@
+//! Processes: clone3(2), pidfds, signals, and names for processes that cannot be re-used.
+
+use std::io;
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, anyhow};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::process::{Pid, PidfdFlags, Signal, WaitId, WaitIdOptions, WaitOptions, WaitStatus};
+
+use crate::live::Process;
+
+/// libc's constant of this name is too narrow for its value, linux/sched.h.
+const CLONE_INTO_CGROUP: u64 = 0x2_0000_0000;
+
+/// What [`clone3`] returns on each side.
+pub enum Cloned {
+    Child,
+    Parent { pid: i32, pidfd: OwnedFd },
+}
+
+/// clone3(2) with a pidfd and without a shared stack: a fork into new namespaces. `cgroup` is a
+/// cgroup v2 directory for CLONE_INTO_CGROUP.
+///
+/// # Safety
+/// The caller must have one thread only, as after fork(2): the child goes on with a copy of
+/// whatever locks other threads held.
+pub unsafe fn clone3(flags: u64, cgroup: Option<BorrowedFd<'_>>) -> io::Result<Cloned> {
+    let mut pidfd: i32 = -1;
+    // SAFETY: clone_args is plain integers, for which all zero bits are valid.
+    let mut arguments: libc::clone_args = unsafe { std::mem::zeroed() };
+    arguments.flags = flags | libc::CLONE_PIDFD as u64;
+    arguments.pidfd = std::ptr::from_mut(&mut pidfd) as u64;
+    arguments.exit_signal = libc::SIGCHLD as u64;
+    if let Some(directory) = cgroup {
+        arguments.flags |= CLONE_INTO_CGROUP;
+        arguments.cgroup = u64::try_from(directory.as_raw_fd()).expect("a descriptor is not negative");
+    }
+    // SAFETY: the arguments live across the call, their size is given, and no stack is passed, so
+    // the child returns here on a copy of this one.
+    let returned = unsafe {
+        libc::syscall(libc::SYS_clone3, &raw mut arguments, size_of::<libc::clone_args>())
+    };
+    match returned {
+        -1 => Err(io::Error::last_os_error()),
+        0 => Ok(Cloned::Child),
+        pid => Ok(Cloned::Parent {
+            pid: i32::try_from(pid).expect("a pid fits"),
+            // SAFETY: the kernel stored a fresh descriptor there that nobody else owns.
+            pidfd: unsafe { OwnedFd::from_raw_fd(pidfd) },
+        }),
+    }
+}
+
+/// fork(2) by way of [`clone3`], with its safety condition checked where that is cheap.
+pub fn fork() -> io::Result<Cloned> {
+    // SAFETY: every caller is a command, keeper or init, which never start a thread.
+    unsafe { clone3(0, None) }
+}
+
+/// Ends this process at once, without running exit handlers.
+pub fn exit_now(status: i32) -> ! {
+    // SAFETY: _exit(2) takes any status and does not return.
+    unsafe { libc::_exit(status) }
+}
+
+/// A pidfd for `process`, if that very process still runs.
+pub fn open(process: Process) -> Option<OwnedFd> {
+    let pid = Pid::from_raw(process.pid)?;
+    let pidfd = rustix::process::pidfd_open(pid, PidfdFlags::empty()).ok()?;
+    // Checked after the open: from here on the number cannot be given to another process.
+    (start_time(process.pid).ok()? == process.start_time).then_some(pidfd)
+}
+
+/// Whether that very process still runs (a zombie counts as gone).
+pub fn alive(process: Process) -> bool {
+    stat(process.pid).is_ok_and(|(state, start)| start == process.start_time && state != 'Z' && state != 'X')
+}
+
+/// `pid` with its start time, so that it can be told from a later process of the same number.
+pub fn identify(pid: i32) -> Result<Process> {
+    Ok(Process { pid, start_time: start_time(pid)? })
+}
+
+fn start_time(pid: i32) -> Result<u64> {
+    stat(pid).map(|(_, start)| start)
+}
+
+/// State letter and start time, fields 3 and 22 of proc_pid_stat(5).
+fn stat(pid: i32) -> Result<(char, u64)> {
+    let path = format!("/proc/{pid}/stat");
+    let text = std::fs::read_to_string(&path).with_context(|| format!("read {path}"))?;
+    parse_stat(&text).ok_or_else(|| anyhow!("read {path}: not the format of proc_pid_stat(5)"))
+}
+
+/// The command's name may hold blanks and brackets, so the fields are counted from its last bracket.
+fn parse_stat(text: &str) -> Option<(char, u64)> {
+    let mut fields = text.get(text.rfind(')')? + 1..)?.split_ascii_whitespace();
+    let state = fields.next()?.chars().next()?;
+    Some((state, fields.nth(18)?.parse().ok()?))
+}
+
+pub fn signal(pidfd: BorrowedFd<'_>, signal: i32) -> io::Result<()> {
+    // SAFETY: only descriptors and integers; a null siginfo asks for the default one.
+    let returned =
+        unsafe { libc::syscall(libc::SYS_pidfd_send_signal, pidfd.as_raw_fd(), signal, std::ptr::null::<u8>(), 0) };
+    if returned == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
+/// Waits until the process behind `pidfd` has ended; false when `timeout` passed first.
+pub fn wait_gone(pidfd: BorrowedFd<'_>, timeout: Duration) -> Result<bool> {
+    let end = Instant::now() + timeout;
+    loop {
+        let left = end.saturating_duration_since(Instant::now());
+        let mut fds = [PollFd::new(&pidfd, PollFlags::IN)];
+        let limit = Timespec::try_from(left).expect("a timeout fits");
+        match poll(&mut fds, Some(&limit)) {
+            Ok(0) => return Ok(false),
+            Ok(_) => return Ok(true),
+            Err(rustix::io::Errno::INTR) => {}
+            Err(e) => return Err(e).context("poll a process descriptor"),
+        }
+    }
+}
+
+/// How a child ended, and reaps it.
+pub fn reap(pidfd: BorrowedFd<'_>) -> Result<Ended> {
+    loop {
+        match rustix::process::waitid(WaitId::PidFd(pidfd), WaitIdOptions::EXITED) {
+            Ok(Some(status)) => {
+                return Ok(Ended { code: status.exit_status(), signal: status.terminating_signal() });
+            }
+            Ok(None) | Err(rustix::io::Errno::INTR) => {}
+            Err(e) => return Err(e).context("wait for a child"),
+        }
+    }
+}
+
+/// Exit code or signal, whichever it was.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Ended {
+    pub code: Option<i32>,
+    pub signal: Option<i32>,
+}
+
+impl Ended {
+    /// As a shell shows it: the code, or 128 plus the signal.
+    pub fn status(self) -> i32 {
+        self.code.unwrap_or_else(|| 128 + self.signal.unwrap_or(0))
+    }
+}
+
+/// Reaps any child that has ended; `None` when none has.
+pub fn reap_any() -> Result<Option<(i32, Ended)>> {
+    match rustix::process::wait(WaitOptions::NOHANG) {
+        Ok(Some((pid, status))) => Ok(Some((pid.as_raw_nonzero().get(), ended(status)))),
+        Ok(None) | Err(rustix::io::Errno::CHILD) => Ok(None),
+        Err(e) => Err(e).context("wait for children"),
+    }
+}
+
+/// Whether this process has children left, running or not reaped.
+pub fn has_children() -> bool {
+    let options = WaitIdOptions::EXITED | WaitIdOptions::NOHANG | WaitIdOptions::NOWAIT;
+    rustix::process::waitid(WaitId::All, options).is_ok()
+}
+
+fn ended(status: WaitStatus) -> Ended {
+    Ended { code: status.exit_status(), signal: status.terminating_signal() }
+}
+
+/// The signal that is sent to this process when its parent ends, prctl(2) PR_SET_PDEATHSIG.
+pub fn set_parent_death_signal(signal: Option<Signal>) -> Result<()> {
+    rustix::process::set_parent_process_death_signal(signal).context("set the parent death signal")
+}
+
+/// Blocks every signal for this thread.
+pub fn block_all_signals() {
+    set_signal_mask(nix::sys::signal::SigSet::all());
+}
+
+/// An empty mask and default dispositions, as a program expects them.
+pub fn reset_signals() {
+    for number in 1..=libc::SIGRTMAX() {
+        if number == libc::SIGKILL || number == libc::SIGSTOP {
+            continue;
+        }
+        // SAFETY: SIG_DFL installs no code of ours; numbers libc keeps for itself are refused
+        // with EINVAL, which is fine.
+        unsafe { libc::signal(number, libc::SIG_DFL) };
+    }
+    set_signal_mask(nix::sys::signal::SigSet::empty());
+}
+
+fn set_signal_mask(mask: nix::sys::signal::SigSet) {
+    mask.thread_set_mask().expect("SIG_SETMASK with a valid set cannot fail");
+}
+
+/// A signalfd(2) for every signal; they must be blocked.
+pub fn signal_descriptor() -> Result<nix::sys::signalfd::SignalFd> {
+    use nix::sys::signalfd::{SfdFlags, SignalFd};
+    let all = nix::sys::signal::SigSet::all();
+    SignalFd::with_flags(&all, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK).context("open a signal descriptor")
+}
+
+/// Sends `signal` to every process this one may signal, except itself and pid 1; kill(2) with -1.
+pub fn signal_all(signal: i32) {
+    // SAFETY: plain integers. ESRCH means there was nobody, which is as good.
+    unsafe { libc::kill(-1, signal) };
+}
+
+/// Sends `signal` to a child of this process that has not been reaped.
+pub fn signal_child(pid: i32, signal: i32) {
+    // SAFETY: plain integers; an unreaped child's number cannot have been given to another.
+    unsafe { libc::kill(pid, signal) };
+}
+
+/// Sends `signal` to a process group whose leader this process has started and not reaped.
+pub fn signal_group(leader: i32, signal: i32) {
+    // SAFETY: plain integers. ESRCH means that it has ended already.
+    unsafe { libc::kill(-leader, signal) };
+}
+
+/// The number of a signal by its name without `SIG`, as kill(1) takes it; also `RTMIN+3`.
+pub fn signal_number(name: &str) -> Option<i32> {
+    let name = name.strip_prefix("SIG").unwrap_or(name);
+    if let Some(offset) = name.strip_prefix("RTMIN") {
+        let offset: i32 = if offset.is_empty() { 0 } else { offset.strip_prefix('+')?.parse().ok()? };
+        let number = libc::SIGRTMIN() + offset;
+        return (0..=30).contains(&offset).then_some(number);
+    }
+    if let Ok(number) = name.parse::<i32>() {
+        return (1..=64).contains(&number).then_some(number);
+    }
+    format!("SIG{name}").parse::<nix::sys::signal::Signal>().ok().map(|s| s as i32)
+}
+
+/// execve(2): only returns when it failed.
+pub fn execve(path: &std::ffi::CStr, arguments: &[std::ffi::CString], environment: &[std::ffi::CString]) -> io::Error {
+    match nix::unistd::execve(path, arguments, environment) {
+        Ok(never) => match never {},
+        Err(errno) => io::Error::from_raw_os_error(errno as i32),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn stat_survives_any_name() {
+        let tail = "S 1 1 1 0 -1 4194560 1 2 3 4 5 6 7 8 20 0 1 0 4242 1 2 3";
+        for name in ["x", "a b", "a) R 1", "((", ")"] {
+            assert_eq!(parse_stat(&format!("7 ({name}) {tail}")), Some(('S', 4242)), "{name}");
+        }
+        assert_eq!(parse_stat("7 (x"), None);
+    }
+
+    #[test]
+    fn a_process_is_itself_only() {
+        let me = identify(std::process::id().cast_signed()).expect("this process runs");
+        assert!(alive(me) && open(me).is_some());
+        let other = Process { start_time: me.start_time + 1, ..me };
+        assert!(!alive(other) && open(other).is_none());
+    }
+
+    #[test]
+    fn signals_by_name() {
+        for (name, number) in [("TERM", 15), ("SIGHUP", 1), ("9", 9), ("RTMIN+3", libc::SIGRTMIN() + 3)] {
+            assert_eq!(signal_number(name), Some(number), "{name}");
+        }
+        for name in ["", "FOO", "0", "65", "RTMIN+99", "-1"] {
+            assert_eq!(signal_number(name), None, "{name}");
+        }
+    }
+}

@@ -1,7 +1,11 @@
 //! The only raw system calls and the only `unsafe`. Thin: each function is named after its call,
 //! decides nothing, and its error says call and object.
 
+pub mod cgroup;
+pub mod confine;
+pub mod file;
 pub mod mount;
 pub mod namespace;
+pub mod netlink;
 pub mod process;
 pub mod socket;

@@ -1,0 +1,125 @@
+//! The veth pair of a jail: made by the host, set up inside, and put right again.
+
+use std::os::fd::BorrowedFd;
+
+use anyhow::{Context, Result, ensure};
+use netlink_packet_route::link::LinkAttribute;
+use nix::errno::Errno;
+
+use super::bridge::{has_ipv6, is_dying, read, refuse_advertisements};
+use super::{Spec, message, with_link_local};
+use crate::jail::Network;
+use crate::sys::netlink::{Netlink, Request, refusal};
+
+/// The loopback link, in every network namespace.
+const LOOPBACK: &str = "lo";
+
+/// Joins the network namespace `netns` to the bridge, from the host: the pair is created with
+/// its inner end in place, the outer end a port of the bridge and up.
+///
+/// The bridge must exist ([`super::ensure_bridge`]). The pair dies with the namespace.
+pub fn connect(spec: &Spec, netns: BorrowedFd<'_>) -> Result<()> {
+    let mut netlink = Netlink::open()?;
+    let bridge = netlink.index(&spec.bridge)?.with_context(|| format!("find bridge {}", spec.bridge))?;
+    let requests = [message::veth(spec, bridge, netns), port(spec, None)];
+    match netlink.send(&requests) {
+        Err(error) if refusal(&error) == Some(Errno::EEXIST) => {
+            clear(&mut netlink, &spec.host_link).context(error)?;
+            netlink.send(&requests)
+        }
+        result => result,
+    }
+}
+
+/// Takes a link out of the way that the last run of the same jail has left to its dying
+/// namespace. A link to a namespace that lives is another jail's, of another instance.
+fn clear(netlink: &mut Netlink, name: &str) -> Result<()> {
+    let Some(link) = read(netlink, name)? else { return Ok(()) };
+    ensure!(is_dying(&link), "link {name} is in use");
+    match netlink.send(&[message::delete_link(name, link.index)]) {
+        Err(error) if refusal(&error) == Some(Errno::ENODEV) => Ok(()),
+        result => result,
+    }
+}
+
+/// The host end: named after the jail for people, silent on its own, up.
+fn port(spec: &Spec, bridge: Option<u32>) -> Request {
+    let mut attributes = vec![LinkAttribute::IfAlias(format!("stockade {}", spec.name))];
+    attributes.extend(bridge.map(LinkAttribute::Controller));
+    attributes.extend(has_ipv6().then(message::no_generated_address));
+    message::change(&spec.host_link, attributes, true)
+}
+
+/// Makes the host end a port of its bridge again, and up, after somebody has changed that.
+pub fn rejoin(spec: &Spec) -> Result<()> {
+    let mut netlink = Netlink::open()?;
+    let bridge = netlink.index(&spec.bridge)?.with_context(|| format!("find bridge {}", spec.bridge))?;
+    netlink.send(&[port(spec, Some(bridge))])
+}
+
+/// Sets up the calling thread's network namespace: loopback, and with a `spec` the link that
+/// [`connect`] has put there, its addresses and default routes. `CAP_NET_ADMIN` in the user
+/// namespace that owns it is enough; /proc must show this namespace's settings and be writable.
+pub fn configure(spec: Option<&Spec>) -> Result<()> {
+    let mut netlink = Netlink::open()?;
+    let mut requests = vec![message::change(LOOPBACK, Vec::new(), true)];
+    if let Some(spec) = spec {
+        let index = inner(&netlink, spec)?;
+        refuse_advertisements(&spec.inside)?;
+        requests.extend(raise(spec));
+        let addresses = with_link_local(&spec.addresses, spec.mac);
+        requests.extend(addresses.iter().map(|network| message::add_address(index, network)));
+        requests.extend(gateways(spec, index));
+    }
+    netlink.send(&requests)
+}
+
+fn inner(netlink: &Netlink, spec: &Spec) -> Result<u32> {
+    netlink.index(&spec.inside)?.with_context(|| format!("find link {} in the jail", spec.inside))
+}
+
+/// Two messages, for the kernel looks at the address mode last: in one, the link would come up
+/// and make its address before it is told not to.
+fn raise(spec: &Spec) -> [Request; 2] {
+    let mut attributes: Vec<_> = spec.mtu.map(LinkAttribute::Mtu).into_iter().collect();
+    attributes.extend(has_ipv6().then(message::no_generated_address));
+    [message::change(&spec.inside, attributes, false), message::change(&spec.inside, Vec::new(), true)]
+}
+
+fn gateways(spec: &Spec, index: u32) -> impl Iterator<Item = Request> {
+    spec.routes.iter().map(move |gateway| message::default_route(spec, index, *gateway))
+}
+
+/// Brings the addresses and default routes in the network namespace `netns` back to the spec,
+/// from the host. Without addresses in the spec they are the jail's own business and stay.
+pub fn readdress(spec: &Spec, netns: BorrowedFd<'_>) -> Result<()> {
+    let mut netlink = Netlink::open_in(netns)?;
+    let index = inner(&netlink, spec)?;
+    netlink.send(&raise(spec))?;
+    if !spec.addresses.is_empty() {
+        let present = addresses(&mut netlink, spec, index)?;
+        let strays = present.iter().filter(|network| !spec.addresses.contains(network));
+        let strays: Vec<_> = strays.map(|network| message::delete_address(index, network)).collect();
+        tolerate_absent(netlink.send(&strays))?;
+    }
+    // Read again: with an address goes every other one of its subnet that came after it.
+    let present = addresses(&mut netlink, spec, index)?;
+    let wanted = with_link_local(&spec.addresses, spec.mac);
+    let absent = wanted.iter().filter(|network| !present.contains(network));
+    let mut requests: Vec<_> = absent.map(|network| message::add_address(index, network)).collect();
+    requests.extend(gateways(spec, index));
+    netlink.send(&requests)
+}
+
+fn addresses(netlink: &mut Netlink, spec: &Spec, index: u32) -> Result<Vec<Network>> {
+    let request = message::list_addresses(&spec.inside, index, None);
+    netlink.dump(&request, |payload| message::read_address(payload, index))
+}
+
+/// An address that went together with another one is gone as wanted.
+fn tolerate_absent(result: Result<()>) -> Result<()> {
+    match result {
+        Err(error) if refusal(&error) == Some(Errno::EADDRNOTAVAIL) => Ok(()),
+        result => result,
+    }
+}

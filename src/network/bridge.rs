@@ -12,7 +12,8 @@ use netlink_packet_route::link::LinkAttribute;
 use nix::errno::Errno;
 
 use super::message::{self, Link};
-use super::{HOST_LINK_PREFIX, digest, local_mac, with_link_local};
+use super::observe::is_dying;
+use super::{digest, local_mac, with_link_local};
 use crate::desired::Bridge;
 use crate::sys::netlink::{Netlink, Request, refusal};
 
@@ -94,7 +95,8 @@ pub(super) fn read(netlink: &mut Netlink, name: &str) -> Result<Option<Link>> {
 }
 
 /// Removes the bridge if we made it and it has no port left; says whether it did. Host ends of
-/// jails whose namespace is already dying are no reason to keep it.
+/// jails whose namespace is already dying are no reason to keep it; right after a jail's end that
+/// cannot always be told, so [`super::disconnect`] comes first.
 pub fn remove_bridge_if_unused(name: &str) -> Result<bool> {
     let mut netlink = Netlink::open()?;
     let Some(link) = read(&mut netlink, name)? else { return Ok(false) };
@@ -102,17 +104,14 @@ pub fn remove_bridge_if_unused(name: &str) -> Result<bool> {
         return Ok(false);
     }
     let ports = netlink.dump(&message::list_ports(name, link.index), Link::read)?;
-    if ports.iter().any(|port| port.controller == Some(link.index) && !is_dying(port)) {
-        return Ok(false);
+    for port in ports.iter().filter(|port| port.controller == Some(link.index)) {
+        if !is_dying(&mut netlink, port)? {
+            return Ok(false);
+        }
     }
     match netlink.send(&[message::delete_link(name, link.index)]) {
         Ok(()) => Ok(true),
         Err(error) if refusal(&error) == Some(Errno::ENODEV) => Ok(false),
         Err(error) => bail!(error),
     }
-}
-
-/// The host end of a jail whose network namespace has no process left: it goes by itself.
-pub(super) fn is_dying(link: &Link) -> bool {
-    link.kind == "veth" && link.name.starts_with(HOST_LINK_PREFIX) && link.nsid.is_some_and(|id| id < 0)
 }

@@ -1,12 +1,16 @@
 //! The veth pair of a jail: made by the host, set up inside, and put right again.
 
+use std::collections::BTreeSet;
 use std::os::fd::BorrowedFd;
+use std::thread;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use netlink_packet_route::link::LinkAttribute;
 use nix::errno::Errno;
 
-use super::bridge::{has_ipv6, is_dying, read, refuse_advertisements};
+use super::bridge::{has_ipv6, read, refuse_advertisements};
+use super::observe::is_dying;
 use super::{Spec, message, with_link_local};
 use crate::jail::Network;
 use crate::sys::netlink::{Netlink, Request, refusal};
@@ -14,10 +18,18 @@ use crate::sys::netlink::{Netlink, Request, refusal};
 /// The loopback link, in every network namespace.
 const LOOPBACK: &str = "lo";
 
+/// How long the links of ended jails are waited for. The kernel clears dead namespaces away in
+/// its own time, some 10 ms for one; a netlink socket that was open inside adds as much.
+const DEATH_MAX: Duration = Duration::from_secs(2);
+const DEATH_POLL: Duration = Duration::from_millis(2);
+
 /// Joins the network namespace `netns` to the bridge, from the host: the pair is created with
 /// its inner end in place, the outer end a port of the bridge and up.
 ///
 /// The bridge must exist ([`super::ensure_bridge`]). The pair dies with the namespace.
+///
+/// A link of that name is waited for to die with the last run of the same jail; one that lives
+/// on is another jail's, of another instance, and an error.
 pub fn connect(spec: &Spec, netns: BorrowedFd<'_>) -> Result<()> {
     let mut netlink = Netlink::open()?;
     let bridge = netlink.index(&spec.bridge)?.with_context(|| format!("find bridge {}", spec.bridge))?;
@@ -31,15 +43,40 @@ pub fn connect(spec: &Spec, netns: BorrowedFd<'_>) -> Result<()> {
     }
 }
 
-/// Takes a link out of the way that the last run of the same jail has left to its dying
-/// namespace. A link to a namespace that lives is another jail's, of another instance.
+/// Deletes the link once its jail's network namespace is seen to be without a process.
 fn clear(netlink: &mut Netlink, name: &str) -> Result<()> {
-    let Some(link) = read(netlink, name)? else { return Ok(()) };
-    ensure!(is_dying(&link), "link {name} is in use");
-    match netlink.send(&[message::delete_link(name, link.index)]) {
+    let start = Instant::now();
+    while let Some(link) = read(netlink, name)? {
+        if is_dying(netlink, &link)? {
+            return delete(netlink, name, link.index);
+        }
+        ensure!(start.elapsed() < DEATH_MAX, "link {name} is in use");
+        thread::sleep(DEATH_POLL);
+    }
+    Ok(())
+}
+
+fn delete(netlink: &mut Netlink, name: &str, index: u32) -> Result<()> {
+    match netlink.send(&[message::delete_link(name, index)]) {
         Err(error) if refusal(&error) == Some(Errno::ENODEV) => Ok(()),
         result => result,
     }
+}
+
+/// Makes sure that the host ends of stopped jails are gone: waits for those that die with their
+/// namespaces, all of them together, and deletes what is then still there, which takes longer.
+pub fn disconnect(host_links: &BTreeSet<String>) -> Result<()> {
+    let mut netlink = Netlink::open()?;
+    let start = Instant::now();
+    for name in host_links {
+        while netlink.index(name)?.is_some() && start.elapsed() < DEATH_MAX {
+            thread::sleep(DEATH_POLL);
+        }
+        if let Some(index) = netlink.index(name)? {
+            delete(&mut netlink, name, index)?;
+        }
+    }
+    Ok(())
 }
 
 /// The host end: named after the jail for people, silent on its own, up.

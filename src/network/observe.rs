@@ -6,7 +6,6 @@ use anyhow::Result;
 use nix::errno::Errno;
 
 use super::HOST_LINK_PREFIX;
-use super::bridge::read;
 use super::message::{self, Link};
 use crate::jail::Network;
 use crate::sys::netlink::{Netlink, refusal};
@@ -28,7 +27,7 @@ pub struct Observed {
 pub fn observe() -> Result<BTreeMap<String, Observed>> {
     let mut netlink = Netlink::open()?;
     let mut links = netlink.dump(&message::list_veths(), Link::read)?;
-    links.retain(|link| link.kind == "veth" && link.name.starts_with(HOST_LINK_PREFIX));
+    links.retain(is_host_end);
     let mut bridges = BTreeMap::new();
     let mut observed = BTreeMap::new();
     for link in links {
@@ -39,20 +38,25 @@ pub fn observe() -> Result<BTreeMap<String, Observed>> {
     Ok(observed)
 }
 
-/// `None` for a link whose other end is dying, or has gone since the list was made.
+/// Whether this is the host end of a jail whose network namespace has no process left. The
+/// kernel takes its time to clear such a namespace away, and the link with it.
+pub(super) fn is_dying(netlink: &mut Netlink, link: &Link) -> Result<bool> {
+    Ok(is_host_end(link) && link.nsid.is_some() && addresses(netlink, link)?.is_none())
+}
+
+fn is_host_end(link: &Link) -> bool {
+    link.kind == "veth" && link.name.starts_with(HOST_LINK_PREFIX)
+}
+
+/// `None` for a link whose other end is dying or gone. A dying namespace keeps its number for a
+/// while, or shows a negative one, but the kernel no longer answers for it (EINVAL).
 fn addresses(netlink: &mut Netlink, link: &Link) -> Result<Option<Vec<Network>>> {
     let (Some(nsid @ 0..), Some(peer)) = (link.nsid, link.peer) else { return Ok(None) };
     let request = message::list_addresses(&link.name, peer, Some(nsid));
     match netlink.dump(&request, |payload| message::read_address(payload, peer)) {
-        Ok(addresses) => Ok(Some(addresses)),
-        Err(error) if is_gone(&error) && read(netlink, &link.name)?.as_ref() != Some(link) => Ok(None),
-        Err(error) => Err(error),
+        Err(error) if matches!(refusal(&error), Some(Errno::EINVAL | Errno::ENODEV)) => Ok(None),
+        result => result.map(Some),
     }
-}
-
-/// How the kernel refuses a namespace or a link that is no more.
-fn is_gone(error: &anyhow::Error) -> bool {
-    matches!(refusal(error), Some(Errno::EINVAL | Errno::ENODEV))
 }
 
 /// The name of the bridge with this index, asked for once.

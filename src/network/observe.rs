@@ -1,0 +1,75 @@
+//! What every jail's link and addresses are now, seen from the host without entering a jail.
+
+use std::collections::BTreeMap;
+
+use anyhow::Result;
+use nix::errno::Errno;
+
+use super::HOST_LINK_PREFIX;
+use super::message::{self, Link};
+use crate::jail::Network;
+use crate::sys::netlink::{Netlink, refusal};
+
+/// One jail's network as the kernel has it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Observed {
+    /// Global addresses of the link inside, in the kernel's order; link-local ones are left out.
+    pub addresses: Vec<Network>,
+    /// The bridge that the host end is a port of.
+    pub bridge: Option<String>,
+    /// Both ends are up.
+    pub up: bool,
+}
+
+/// All jails' links, by the name of the host end. One list of links, then one question for each
+/// jail: the kernel answers for another namespace by the number the host knows it under. Links
+/// of namespaces without a process are left out.
+pub fn observe() -> Result<BTreeMap<String, Observed>> {
+    let mut netlink = Netlink::open()?;
+    let mut links = netlink.dump(&message::list_veths(), Link::read)?;
+    links.retain(is_host_end);
+    let mut bridges = BTreeMap::new();
+    let mut observed = BTreeMap::new();
+    for link in links {
+        let Some(addresses) = addresses(&mut netlink, &link)? else { continue };
+        let bridge = bridge(&netlink, &mut bridges, link.controller)?;
+        observed.insert(link.name, Observed { addresses, bridge, up: link.running });
+    }
+    Ok(observed)
+}
+
+/// Whether this is the host end of a jail whose network namespace has no process left. The
+/// kernel takes its time to clear such a namespace away, and the link with it.
+pub(super) fn is_dying(netlink: &mut Netlink, link: &Link) -> Result<bool> {
+    Ok(is_host_end(link) && link.nsid.is_some() && addresses(netlink, link)?.is_none())
+}
+
+fn is_host_end(link: &Link) -> bool {
+    link.kind == "veth" && link.name.starts_with(HOST_LINK_PREFIX)
+}
+
+/// `None` for a link whose other end is dying or gone. A dying namespace keeps its number for a
+/// while, or shows a negative one, but the kernel no longer answers for it (EINVAL).
+fn addresses(netlink: &mut Netlink, link: &Link) -> Result<Option<Vec<Network>>> {
+    let (Some(nsid @ 0..), Some(peer)) = (link.nsid, link.peer) else { return Ok(None) };
+    let request = message::list_addresses(&link.name, peer, Some(nsid));
+    match netlink.dump(&request, |payload| message::read_address(payload, peer)) {
+        Err(error) if matches!(refusal(&error), Some(Errno::EINVAL | Errno::ENODEV)) => Ok(None),
+        result => result.map(Some),
+    }
+}
+
+/// The name of the bridge with this index, asked for once.
+fn bridge(
+    netlink: &Netlink,
+    known: &mut BTreeMap<u32, Option<String>>,
+    index: Option<u32>,
+) -> Result<Option<String>> {
+    let Some(index) = index else { return Ok(None) };
+    if let Some(name) = known.get(&index) {
+        return Ok(name.clone());
+    }
+    let name = netlink.name(index)?;
+    known.insert(index, name.clone());
+    Ok(name)
+}

@@ -17,6 +17,8 @@ mod depend;
 mod effect;
 mod judge;
 mod order;
+#[cfg(test)]
+mod properties;
 mod text;
 
 pub use effect::{Half, simulate};

@@ -101,9 +101,12 @@ pub fn drift(seen: &LiveJail, record: &Record, wanted: &DesiredJail, changes: &[
         let (Some(set), Some(want)) = (record.settings.get(key), wanted.settings.get(key)) else {
             continue;
         };
+        if found == set || found == want {
+            continue;
+        }
         let cost = keys::cost(key).min(Cost::Restart);
         // A key that touches nothing running has nothing in the kernel to set back.
-        if found != set && found != want && cost > Cost::None {
+        if cost > Cost::None {
             let (from, to) = (Some(keys::show(key, set)), Some(keys::show(key, found)));
             drift.push(Change { key: key.clone(), from, to, cost });
         }

@@ -187,6 +187,7 @@ fn when(key: &str) -> &'static str {
         _ if key.starts_with('/') => "written only",
         _ if matches!(table, "depend" | "enabled" | "restart") => "at once",
         Some(part) if STOP_KEYS.contains(&part) => "next stop",
+        None if key == "root.on_stop" => "next stop",
         _ => "next start",
     }
 }

@@ -95,7 +95,7 @@ pub enum LayerSource {
     Directory(PathBuf),
     /// An archive unpacked; `sha256` is checked while it is read.
     Tar { path: PathBuf, sha256: Option<String> },
-    /// The copied (not rendered) part of a template's `files/`: source file, target, mode.
+    /// The copied (not rendered) part of a template's `files/`, sorted by target.
     Files(Vec<CopiedFile>),
 }
 
@@ -103,7 +103,17 @@ pub enum LayerSource {
 pub struct CopiedFile {
     pub source: PathBuf,
     pub target: PathBuf,
+    /// Permission bits; without meaning for a link.
     pub mode: u32,
+    pub kind: CopiedKind,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum CopiedKind {
+    File,
+    Directory,
+    /// A symbolic link, laid as it is.
+    Link(PathBuf),
 }
 
 /// A file that stockade owns inside a jail's root.

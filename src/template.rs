@@ -1,1 +1,286 @@
+//! Templates: what a jail's root is made of, and the files in it that stockade owns.
+//!
+//! Pure. `source` reads a template's directory into [`TemplateEntry`]s and stamps its base;
+//! [`parse()`] checks `template.toml`, and [`root`] lays the chain of templates of one jail
+//! together: layers named by the digest of what they are made from, and rendered files. Nothing
+//! here opens a file.
+//!
+//! A layer is made anew when its name changes. The name of a tar archive comes from its declared
+//! `sha256`, else from its path, size, times and inode. A directory is not walked at every pass:
+//! its name comes from its path, its own inode and the `version` key beside it, so a change below
+//! it shows in new layers once `version` is raised (or another directory is moved to the place).
+//!
+//! `files/` is a layer over the base, merged as overlayfs merges: a directory of it takes the
+//! place of a link of that name in the base, so `files/bin/x` belongs in `files/usr/bin/x` where
+//! the base has `bin -> usr/bin`.
 
+mod parse;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Range;
+use std::path::{Path, PathBuf};
+
+use serde_json::Value;
+use sha2::{Digest, Sha256};
+
+use crate::desired::{CopiedFile, CopiedKind, DesiredRoot, Layer, LayerSource, OnChange, RootFile};
+use crate::diagnostic::Diagnostic;
+use crate::expression;
+use crate::jail::Jail;
+
+pub use parse::parse;
+
+/// The template that exists without a directory.
+pub const HOST: &str = "host";
+/// The longest chain of `base.template`.
+pub const PARENTS_MAX: usize = 16;
+/// Part of every layer's name: raised when layers are built another way than before.
+const LAYER_FORMAT: &str = "1";
+/// What the host base shows from the host, read only, so that nothing can be laid there.
+const HOST_OWNED: &[&str] = &["/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64", "/libx32"];
+
+/// One entry of a template's directory, as `source` found it by lstat(2).
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct TemplateEntry {
+    /// Relative to the template's directory.
+    pub path: PathBuf,
+    pub kind: EntryKind,
+    /// Permission bits.
+    pub mode: u32,
+    /// Bytes.
+    pub size: u64,
+    /// Nanoseconds since the epoch.
+    pub mtime_ns: i128,
+    pub inode: u64,
+    /// The contents, of `*.tera` files and of files outside `files/`, if they are UTF-8.
+    pub text: Option<String>,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum EntryKind {
+    #[default]
+    File,
+    Directory,
+    /// A symbolic link with its target.
+    Link(PathBuf),
+}
+
+/// One template, checked.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Template {
+    pub name: String,
+    /// `template.toml`, and its text for diagnostics that come later.
+    pub file: PathBuf,
+    pub text: String,
+    pub base: Base,
+    /// Where the base stands in `text`.
+    pub base_span: Range<usize>,
+    /// What `root::layers::base_stamp` says about the base; set by `source` after parsing.
+    pub stamp: String,
+    pub rendered: Vec<TemplateFile>,
+    pub copied: Vec<CopiedFile>,
+    /// Size, times and inodes of the copied files, part of their layer's name.
+    pub copied_stamp: String,
+}
+
+/// What a template stands on.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Base {
+    /// The host's own /usr, read only.
+    Host,
+    Directory {
+        path: PathBuf,
+        version: String,
+    },
+    Tar {
+        path: PathBuf,
+        /// 64 lower-case hexadecimal digits.
+        sha256: Option<String>,
+    },
+    Template(String),
+}
+
+/// A file of a template that each jail gets its own of.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TemplateFile {
+    /// The file the text came from.
+    pub source: PathBuf,
+    pub text: String,
+    /// False: laid as it is written.
+    pub is_expression: bool,
+    pub target: PathBuf,
+    pub mode: u32,
+    pub uid: u32,
+    pub gid: u32,
+    pub on_change: OnChange,
+}
+
+impl Template {
+    /// The built-in template `host`; `stamp` comes from `root::layers::host_stamp`.
+    pub fn host(stamp: String) -> Self {
+        Self {
+            name: HOST.to_owned(),
+            file: PathBuf::from("template.toml"),
+            text: String::new(),
+            base: Base::Host,
+            base_span: 0..0,
+            stamp,
+            rendered: Vec::new(),
+            copied: Vec::new(),
+            copied_stamp: String::new(),
+        }
+    }
+
+    fn wrong(&self, message: impl Into<String>) -> Diagnostic {
+        Diagnostic::at(&self.file, &self.text, self.base_span.clone(), message)
+    }
+}
+
+/// The root that `jail` wants: layers topmost first, and its own files rendered with `variables`.
+pub fn root(
+    templates: &BTreeMap<String, Template>,
+    jail: &Jail,
+    variables: &Value,
+) -> Result<DesiredRoot, Vec<Diagnostic>> {
+    let Some(name) = &jail.template else { return Ok(DesiredRoot::default()) };
+    let chain = chain(templates, name).map_err(|wrong| vec![wrong])?;
+    let layers = chain.iter().flat_map(|template| layers_of(template)).collect();
+    let host_usr = chain.last().is_some_and(|last| last.base == Base::Host);
+    let files = render_all(&chain, variables)?;
+    if host_usr {
+        refuse_host_owned(&chain)?;
+    }
+    Ok(DesiredRoot { layers, host_usr, files })
+}
+
+/// The template and its parents, itself first.
+fn chain<'t>(templates: &'t BTreeMap<String, Template>, name: &str) -> Result<Vec<&'t Template>, Diagnostic> {
+    let missing = |name: &str| {
+        let help = crate::diagnostic::did_you_mean(name, templates.keys().map(String::as_str));
+        (format!("there is no template `{name}`"), help)
+    };
+    let Some(first) = templates.get(name) else {
+        let (message, help) = missing(name);
+        return Err(Diagnostic { help, ..Diagnostic::whole(Path::new(name), message) });
+    };
+    let mut chain = vec![first];
+    while let Some(Template { base: Base::Template(parent), .. }) = chain.last() {
+        let child = chain[chain.len() - 1];
+        if chain.iter().any(|seen| seen.name == *parent) {
+            let names: Vec<&str> = chain.iter().map(|t| t.name.as_str()).chain([parent.as_str()]).collect();
+            return Err(child.wrong(format!("templates stand on each other: {}", names.join(" -> "))));
+        }
+        if chain.len() == PARENTS_MAX {
+            return Err(child.wrong(format!("more than {PARENTS_MAX} templates stand on one another")));
+        }
+        chain.push(templates.get(parent).ok_or_else(|| {
+            let (message, help) = missing(parent);
+            Diagnostic { help, ..child.wrong(message) }
+        })?);
+    }
+    Ok(chain)
+}
+
+fn layers_of(template: &Template) -> Vec<Layer> {
+    let mut layers = Vec::new();
+    if !template.copied.is_empty() {
+        let source = LayerSource::Files(template.copied.clone());
+        layers.push(Layer { id: id(&["files", &template.copied_stamp]), source });
+    }
+    let stamp = template.stamp.as_str();
+    match &template.base {
+        Base::Host => layers.push(Layer { id: id(&["host", stamp]), source: LayerSource::Host }),
+        Base::Directory { path, version } => layers.push(Layer {
+            id: id(&["directory", &path.to_string_lossy(), version, stamp]),
+            source: LayerSource::Directory(path.clone()),
+        }),
+        Base::Tar { path, sha256 } => layers.push(Layer {
+            id: match sha256 {
+                Some(digest) => id(&["tar", digest]),
+                None => id(&["tar", &path.to_string_lossy(), stamp]),
+            },
+            source: LayerSource::Tar { path: path.clone(), sha256: sha256.clone() },
+        }),
+        Base::Template(_) => {}
+    }
+    layers
+}
+
+/// `sha256-` and the digest of the parts, each with its length before it so that none runs into
+/// the next.
+fn id(parts: &[&str]) -> String {
+    let mut digest = Sha256::new();
+    for part in [LAYER_FORMAT].iter().chain(parts) {
+        digest.update((part.len() as u64).to_le_bytes());
+        digest.update(part.as_bytes());
+    }
+    format!("sha256-{}", hex(&digest.finalize()))
+}
+
+/// Lower-case hexadecimal digits.
+pub fn hex(bytes: &[u8]) -> String {
+    use std::fmt::Write as _;
+    bytes.iter().fold(String::with_capacity(bytes.len() * 2), |mut out, byte| {
+        write!(out, "{byte:02x}").expect("writing to a String cannot fail");
+        out
+    })
+}
+
+/// The rendered files of the whole chain; a child's file, rendered or copied, hides a parent's.
+fn render_all(chain: &[&Template], variables: &Value) -> Result<Vec<RootFile>, Vec<Diagnostic>> {
+    let mut hidden: BTreeSet<&Path> = BTreeSet::new();
+    let mut files: BTreeMap<&Path, RootFile> = BTreeMap::new();
+    let mut wrong = Vec::new();
+    for template in chain {
+        for file in template.rendered.iter().filter(|file| !hidden.contains(file.target.as_path())) {
+            match render(file, variables) {
+                Ok(rendered) => drop(files.insert(&file.target, rendered)),
+                Err(diagnostic) => wrong.push(diagnostic),
+            }
+        }
+        let laid = template.copied.iter().filter(|file| file.kind != CopiedKind::Directory);
+        hidden.extend(laid.map(|file| file.target.as_path()));
+        hidden.extend(template.rendered.iter().map(|file| file.target.as_path()));
+    }
+    if wrong.is_empty() { Ok(files.into_values().collect()) } else { Err(wrong) }
+}
+
+fn render(file: &TemplateFile, variables: &Value) -> Result<RootFile, Diagnostic> {
+    let contents = if file.is_expression {
+        expression::render_at(&file.text, variables).map_err(|fault| match fault.at {
+            Some(at) => Diagnostic::at(&file.source, &file.text, at..at + 1, fault.message),
+            None => Diagnostic::whole(&file.source, fault.message),
+        })?
+    } else {
+        file.text.clone()
+    };
+    Ok(RootFile {
+        target: file.target.clone(),
+        contents: contents.into_bytes(),
+        mode: file.mode,
+        uid: file.uid,
+        gid: file.gid,
+        on_change: file.on_change.clone(),
+    })
+}
+
+fn refuse_host_owned(chain: &[&Template]) -> Result<(), Vec<Diagnostic>> {
+    let laid = chain.iter().flat_map(|template| {
+        let rendered = template.rendered.iter().map(|file| (&file.source, &file.target));
+        // The place of the host's own /usr is a directory of the root like any other.
+        let usr = |file: &&CopiedFile| file.kind == CopiedKind::Directory && file.target == Path::new("/usr");
+        let copied = template.copied.iter().filter(move |file| !usr(file));
+        rendered.chain(copied.map(|file| (&file.source, &file.target)))
+    });
+    let wrong: Vec<Diagnostic> = laid
+        .filter(|(_, target)| HOST_OWNED.iter().any(|owned| target.starts_with(owned)))
+        .map(|(source, target)| {
+            let target = target.display();
+            Diagnostic::whole(source, format!("{target} is the host's own and read only with a `host` base"))
+        })
+        .collect();
+    if wrong.is_empty() { Ok(()) } else { Err(wrong) }
+}
+
+#[cfg(test)]
+mod tests;

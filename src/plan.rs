@@ -22,7 +22,7 @@ mod properties;
 mod text;
 
 pub use effect::{Half, simulate};
-pub use judge::applies;
+pub use judge::{applies, unenforceable};
 
 /// What the caller narrows the plan to.
 #[derive(Clone, Debug, Default, PartialEq)]

@@ -96,7 +96,7 @@ fn judge_wanted(
 }
 
 /// The first key that the host cannot enforce: such a jail is neither started nor touched.
-fn unenforceable(wanted: &DesiredJail, live: &Live) -> Option<String> {
+pub fn unenforceable(wanted: &DesiredJail, live: &Live) -> Option<String> {
     let mut refused = live.refused.iter();
     refused
         .find(|(key, _)| wanted.settings.contains_key(*key))

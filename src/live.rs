@@ -3,6 +3,7 @@
 //! `probe` fills these in; `plan` compares them with what is desired.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
@@ -37,6 +38,9 @@ pub struct LiveJail {
     /// Stopped by hand with `stockade stop`, until `start`: sticky.
     pub held: bool,
     pub restarts: Restarts,
+    /// How the last instance ended, if it ended by itself: kept after its stop is finished, until
+    /// the next start, so that the restart policy still holds then.
+    pub exit: Option<Exit>,
     /// Has files of its own below the state directory.
     pub has_data: bool,
 }
@@ -78,6 +82,21 @@ pub struct Exit {
 impl Exit {
     pub fn failed(&self) -> bool {
         !self.reboot && (self.code != Some(0) || self.oom)
+    }
+}
+
+impl fmt::Display for Exit {
+    /// `exited with 1`, `killed by signal 9 (out of memory)`, `asked for a reboot`.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.reboot {
+            return f.write_str("asked for a reboot");
+        }
+        match (self.code, self.signal) {
+            (Some(code), _) => write!(f, "exited with {code}")?,
+            (None, Some(signal)) => write!(f, "killed by signal {signal}")?,
+            (None, None) => f.write_str("ended, nobody saw how")?,
+        }
+        if self.oom { f.write_str(" (out of memory)") } else { Ok(()) }
     }
 }
 

@@ -1,0 +1,153 @@
+//! What differs for one jail: its definition against the record of its start, and the record
+//! against what the kernel shows. Finds differences and names their cost; decides nothing.
+
+use std::collections::BTreeSet;
+use std::path::Path;
+
+use sha2::{Digest, Sha256};
+
+use super::Change;
+use crate::desired::{DesiredJail, DesiredRoot, OnChange, RootFile};
+use crate::jail::Settings;
+use crate::keys::{self, Cost};
+use crate::live::{LiveJail, Record};
+
+/// How much of a digest is shown.
+const SHORT_DIGITS: usize = 8;
+
+/// What the definition changed since the record was written: keys by name, then the root's
+/// layers under the key `template`, then files by path.
+pub fn changes(record: &Record, wanted: &DesiredJail) -> Vec<Change> {
+    let mut changes = settings(&record.settings, &wanted.settings);
+    add_layers(record, &wanted.root, &mut changes);
+    add_files(record, &wanted.root, &mut changes);
+    changes
+}
+
+fn settings(old: &Settings, new: &Settings) -> Vec<Change> {
+    if old == new {
+        return Vec::new();
+    }
+    let keys: BTreeSet<&String> = old.keys().chain(new.keys()).collect();
+    let differing = keys.into_iter().filter(|key| old.get(*key) != new.get(*key));
+    differing
+        .map(|key| Change {
+            key: key.clone(),
+            from: old.get(key).map(|value| keys::show(key, value)),
+            to: new.get(key).map(|value| keys::show(key, value)),
+            cost: keys::cost(key),
+        })
+        .collect()
+}
+
+fn add_layers(record: &Record, root: &DesiredRoot, changes: &mut Vec<Change>) {
+    let same = record.host_usr == root.host_usr
+        && record.layers.len() == root.layers.len()
+        && record.layers.iter().zip(&root.layers).all(|(old, new)| *old == new.id);
+    if same {
+        return;
+    }
+    // A template of another name already has its line; the layers only raise what it costs.
+    if let Some(change) = changes.iter_mut().find(|change| change.key == "template") {
+        change.cost = change.cost.max(Cost::Restart);
+        return;
+    }
+    let old: Vec<&str> = record.layers.iter().map(String::as_str).collect();
+    let new: Vec<&str> = root.layers.iter().map(|layer| layer.id.as_str()).collect();
+    let at = (0..old.len().max(new.len())).find(|&at| old.get(at) != new.get(at));
+    let show = |ids: &[&str], host_usr: bool| match at {
+        Some(at) => ids.get(at).map(|id| short(id)),
+        None => host_usr.then(|| "host /usr".to_owned()),
+    };
+    changes.push(Change {
+        key: "template".to_owned(),
+        from: show(&old, record.host_usr),
+        to: show(&new, root.host_usr),
+        cost: Cost::Restart,
+    });
+}
+
+fn add_files(record: &Record, root: &DesiredRoot, changes: &mut Vec<Change>) {
+    for file in &root.files {
+        let old = record.files.get(&file.target).map(|stamp| stamp.digest.as_str());
+        let new = digest(file);
+        if old != Some(new.as_str()) {
+            let cost = file_cost(&file.on_change);
+            changes.push(file_change(&file.target, old.map(short), Some(short(&new)), cost));
+        }
+    }
+    if record.files.is_empty() {
+        return;
+    }
+    let wanted: BTreeSet<&Path> = root.files.iter().map(|file| file.target.as_path()).collect();
+    for (target, stamp) in &record.files {
+        if !wanted.contains(target.as_path()) {
+            // What should follow went with the file's entry; restart is that key's default.
+            changes.push(file_change(target, Some(short(&stamp.digest)), None, Cost::Restart));
+        }
+    }
+}
+
+fn file_change(target: &Path, from: Option<String>, to: Option<String>, cost: Cost) -> Change {
+    Change { key: target.display().to_string(), from, to, cost }
+}
+
+/// What was changed outside stockade, keys first, then files. What the definition asks for by
+/// now is no drift, nor is a file or key that the definition changes anyway without a value to
+/// go back to. Setting back never throws a root away, so nothing here costs more than a restart.
+pub fn drift(seen: &LiveJail, record: &Record, wanted: &DesiredJail, changes: &[Change]) -> Vec<Change> {
+    let mut drift = Vec::new();
+    for (key, found) in &seen.observed {
+        let (Some(set), Some(want)) = (record.settings.get(key), wanted.settings.get(key)) else {
+            continue;
+        };
+        if found == set || found == want {
+            continue;
+        }
+        let cost = keys::cost(key).min(Cost::Restart);
+        // A key that touches nothing running has nothing in the kernel to set back.
+        if cost > Cost::None {
+            let (from, to) = (Some(keys::show(key, set)), Some(keys::show(key, found)));
+            drift.push(Change { key: key.clone(), from, to, cost });
+        }
+    }
+    drift.extend(file_drift(seen, record, wanted, changes));
+    drift
+}
+
+fn file_drift(
+    seen: &LiveJail,
+    record: &Record,
+    wanted: &DesiredJail,
+    changes: &[Change],
+) -> impl Iterator<Item = Change> {
+    wanted.root.files.iter().filter(|file| seen.changed_files.contains(&file.target)).filter_map(|file| {
+        let stamp = record.files.get(&file.target)?;
+        let cost = file_cost(&file.on_change);
+        let change = file_change(&file.target, Some(short(&stamp.digest)), Some("edited".to_owned()), cost);
+        changes.iter().all(|other| other.key != change.key).then_some(change)
+    })
+}
+
+fn file_cost(on_change: &OnChange) -> Cost {
+    match on_change {
+        OnChange::Restart => Cost::Restart,
+        OnChange::Reload(_) => Cost::Reload,
+        OnChange::None => Cost::None,
+    }
+}
+
+fn short(digest: &str) -> String {
+    let digits = digest.strip_prefix("sha256-").unwrap_or(digest);
+    digits.chars().take(SHORT_DIGITS).collect()
+}
+
+/// The digest of a rendered file: its owner, mode and contents.
+pub fn digest(file: &RootFile) -> String {
+    let mut hash = Sha256::new();
+    hash.update(file.uid.to_be_bytes());
+    hash.update(file.gid.to_be_bytes());
+    hash.update(file.mode.to_be_bytes());
+    hash.update(&file.contents);
+    hash.finalize().iter().fold(String::new(), |text, byte| text + &format!("{byte:02x}"))
+}

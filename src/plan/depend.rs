@@ -1,0 +1,122 @@
+//! What the jails mean to each other: a restart takes running dependants along, and nothing is
+//! started while something that it depends on stays down.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use super::judge::{Judgement, judge, runs};
+use super::{Action, ActionKind, Options, order};
+use crate::desired::Desired;
+use crate::jail::JailName;
+use crate::live::{JailState, Live};
+
+type Judgements<'a> = BTreeMap<&'a JailName, Judgement>;
+
+/// The jails that `--only` leaves: those named, and what of their dependencies does not run.
+/// `None` for all.
+pub fn chosen<'a>(desired: &'a Desired, live: &Live, options: &'a Options) -> Option<BTreeSet<&'a JailName>> {
+    if options.only.is_empty() {
+        return None;
+    }
+    let mut chosen: BTreeSet<&JailName> = BTreeSet::new();
+    let mut open: Vec<&JailName> = options.only.iter().collect();
+    while let Some(name) = open.pop() {
+        if chosen.insert(name) {
+            open.extend(depends(desired, name).iter().filter(|other| !runs(state(live, other))));
+        }
+    }
+    Some(chosen)
+}
+
+fn depends<'a>(desired: &'a Desired, name: &JailName) -> &'a [JailName] {
+    desired.jails.get(name).map_or(&[], |wanted| &wanted.jail.depend)
+}
+
+fn state<'a>(live: &'a Live, name: &JailName) -> &'a JailState {
+    live.jails.get(name).map_or(&JailState::Down, |seen| &seen.state)
+}
+
+/// Walks from what depends on nothing to what depends on much, so that each jail sees the final
+/// word on those below it.
+pub fn settle<'a>(
+    mut judgements: Judgements<'a>,
+    desired: &'a Desired,
+    live: &Live,
+    options: &Options,
+) -> Judgements<'a> {
+    for name in order::start_order(desired) {
+        let taken_down = going_down(name, &judgements, desired, live);
+        if !taken_down.is_empty() {
+            let judgement = judgements.remove(name).unwrap_or_else(|| judge(name, desired, live, options));
+            judgements.insert(name, take_along(judgement, name, &taken_down, live));
+        }
+        let missing = depends(desired, name).iter().find(|other| !up_after(other, &judgements, live));
+        if let Some(missing) = missing
+            && let Some(judgement) = judgements.remove(name)
+        {
+            judgements.insert(name, hold_back(judgement, name, missing, live));
+        }
+    }
+    judgements
+}
+
+/// The dependencies of `name` that run now and will be restarted.
+fn going_down<'a>(
+    name: &JailName,
+    judgements: &Judgements,
+    desired: &'a Desired,
+    live: &Live,
+) -> Vec<&'a JailName> {
+    if !matches!(state(live, name), JailState::Up | JailState::Frozen) {
+        return Vec::new();
+    }
+    // One that ended by itself is not among them: its dependants have lived through that already.
+    let restarts = |other: &&JailName| {
+        let action = judgements.get(*other).and_then(|judgement| judgement.action.as_ref());
+        runs(state(live, other)) && action.is_some_and(|action| action.has_stop() && action.has_start())
+    };
+    depends(desired, name).iter().filter(restarts).collect()
+}
+
+fn take_along(mut judgement: Judgement, name: &JailName, below: &[&JailName], live: &Live) -> Judgement {
+    if judgement.refused.is_some() || !matches!(state(live, name), JailState::Up | JailState::Frozen) {
+        return judgement;
+    }
+    let names: Vec<&str> = below.iter().map(|name| name.as_str()).collect();
+    let verb = if names.len() == 1 { "restarts" } else { "restart" };
+    let reason = Some(format!("depend {} {verb}", names.join(", ")));
+    let restart = |action: Action| Action { kind: ActionKind::Restart, reason, ..action };
+    judgement.action = match judgement.action.take() {
+        None => Some(restart(Action::new(name, ActionKind::Restart))),
+        Some(action) if action.kind == ActionKind::Update => Some(restart(action)),
+        other => other,
+    };
+    judgement
+}
+
+/// Whether `name` runs once the plan is carried out.
+fn up_after(name: &JailName, judgements: &Judgements, live: &Live) -> bool {
+    match judgements.get(name).and_then(|judgement| judgement.action.as_ref()) {
+        Some(action) => action.has_start(),
+        None => runs(state(live, name)),
+    }
+}
+
+/// Keeps `name` from starting while `missing` is down: what runs goes on running, what was cut
+/// off or has ended is cleared away.
+fn hold_back(mut judgement: Judgement, name: &JailName, missing: &JailName, live: &Live) -> Judgement {
+    if !judgement.action.as_ref().is_some_and(Action::starts) {
+        return judgement;
+    }
+    let reason = format!("depends on {missing}, which is down");
+    let state = state(live, name);
+    if runs(state) {
+        return judgement.reduce(&reason);
+    }
+    let stop = |action: Action| Action { kind: ActionKind::Stop, changes: Vec::new(), ..action };
+    judgement.action = judgement.action.take().filter(|_| *state != JailState::Down).map(stop);
+    if let Some(action) = &mut judgement.action {
+        action.reason = Some(reason.clone());
+    }
+    judgement.note = Some(reason);
+    judgement
+}

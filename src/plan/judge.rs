@@ -1,0 +1,258 @@
+//! One jail looked at alone: what should happen to it, were there no other. What follows from
+//! the jails it depends on is `depend`'s.
+
+use std::fmt;
+
+use super::{Action, ActionKind, Change, Options, Postponed, compare};
+use crate::desired::{Desired, DesiredJail};
+use crate::jail::{JailName, RestartPolicy};
+use crate::keys::Cost;
+use crate::live::{Exit, JailState, Live, LiveJail};
+
+/// What was found for one jail.
+#[derive(Clone, Debug, Default)]
+pub struct Judgement {
+    pub action: Option<Action>,
+    pub refused: Option<String>,
+    pub note: Option<String>,
+    pub wake_ms: Option<u64>,
+    pub postponed: Option<Postponed>,
+}
+
+/// What is wanted of a jail now, from its definition, its holder and its history.
+enum Wish {
+    Up,
+    /// After its back-off: milliseconds since the epoch.
+    Later(u64),
+    Down(Reason),
+}
+
+#[derive(Clone, Copy, PartialEq)]
+enum Reason {
+    Disabled,
+    Held,
+    CrashLoop,
+    Ended,
+}
+
+impl fmt::Display for Reason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Reason::Disabled => "disabled",
+            Reason::Held => "stopped by hand",
+            Reason::CrashLoop => "crash-loop",
+            Reason::Ended => "ended, and its restart policy leaves it so",
+        })
+    }
+}
+
+pub fn judge(name: &JailName, desired: &Desired, live: &Live, options: &Options) -> Judgement {
+    let unseen = LiveJail::default();
+    let seen = live.jails.get(name).unwrap_or(&unseen);
+    if let Some(reason) = desired.broken.get(name) {
+        return refuse(reason.clone());
+    }
+    let thrown_away = seen.record.as_ref().is_some_and(|record| record.file.as_os_str().is_empty());
+    match desired.jails.get(name) {
+        Some(_) if thrown_away && seen.state != JailState::Down => {
+            refuse("a jail of `stockade run` has this name".to_owned())
+        }
+        Some(wanted) => judge_wanted(name, wanted, seen, live, options),
+        None if desired.complete && seen.record.is_some() && !thrown_away => remove(name),
+        None => Judgement::default(),
+    }
+}
+
+fn refuse(reason: String) -> Judgement {
+    Judgement { refused: Some(reason), ..Judgement::default() }
+}
+
+fn remove(name: &JailName) -> Judgement {
+    act(Action::new(name, ActionKind::Remove))
+}
+
+fn act(action: Action) -> Judgement {
+    Judgement { action: Some(action), ..Judgement::default() }
+}
+
+fn judge_wanted(
+    name: &JailName,
+    wanted: &DesiredJail,
+    seen: &LiveJail,
+    live: &Live,
+    options: &Options,
+) -> Judgement {
+    if wanted.jail.enabled
+        && let Some(reason) = unenforceable(wanted, live)
+    {
+        return refuse(reason);
+    }
+    let changes = seen.record.as_ref().map(|record| compare::changes(record, wanted)).unwrap_or_default();
+    match wish(wanted, seen, !changes.is_empty(), live.now_ms) {
+        Wish::Up => bring_up(name, wanted, seen, changes, options),
+        Wish::Later(at_ms) => wait(name, seen, at_ms, live.now_ms),
+        Wish::Down(reason) => keep_down(name, seen, reason),
+    }
+}
+
+/// The first key that the host cannot enforce: such a jail is neither started nor touched.
+pub fn unenforceable(wanted: &DesiredJail, live: &Live) -> Option<String> {
+    let mut refused = live.refused.iter();
+    refused
+        .find(|(key, _)| wanted.settings.contains_key(*key))
+        .map(|(key, reason)| format!("{key}: {reason}"))
+}
+
+/// Runs, under a keeper or without one.
+pub fn runs(state: &JailState) -> bool {
+    matches!(state, JailState::Up | JailState::Frozen | JailState::Orphaned)
+}
+
+fn wish(wanted: &DesiredJail, seen: &LiveJail, changed: bool, now_ms: u64) -> Wish {
+    if !wanted.jail.enabled {
+        return Wish::Down(Reason::Disabled);
+    }
+    if seen.held {
+        return Wish::Down(Reason::Held);
+    }
+    // A changed definition is tried anew whatever became of the old one.
+    if changed || runs(&seen.state) {
+        return Wish::Up;
+    }
+    let exit = last_exit(seen);
+    if exit.is_some_and(|exit| exit.reboot) {
+        return Wish::Up;
+    }
+    if seen.restarts.crash_loop {
+        return Wish::Down(Reason::CrashLoop);
+    }
+    if exit.is_some_and(|exit| !applies(wanted.jail.restart.policy, exit)) {
+        return Wish::Down(Reason::Ended);
+    }
+    if seen.restarts.not_before_ms > now_ms { Wish::Later(seen.restarts.not_before_ms) } else { Wish::Up }
+}
+
+fn last_exit(seen: &LiveJail) -> Option<&Exit> {
+    match &seen.state {
+        JailState::Exited(exit) => Some(exit),
+        _ => seen.exit.as_ref(),
+    }
+}
+
+/// Whether the policy restarts a jail that ended like this.
+pub fn applies(policy: RestartPolicy, exit: &Exit) -> bool {
+    match policy {
+        RestartPolicy::No => exit.reboot,
+        RestartPolicy::OnFailure => exit.reboot || exit.failed(),
+        RestartPolicy::Always => true,
+    }
+}
+
+fn wait(name: &JailName, seen: &LiveJail, at_ms: u64, now_ms: u64) -> Judgement {
+    let seconds = at_ms.saturating_sub(now_ms).div_ceil(1_000);
+    // What was cut off is cleared away at once; a jail that ended keeps its place until then.
+    let cut_off = seen.state == JailState::Partial;
+    Judgement {
+        action: cut_off.then(|| Action { drift: history(seen), ..Action::new(name, ActionKind::Stop) }),
+        note: Some(format!("starts again in {seconds} s")),
+        wake_ms: Some(at_ms),
+        ..Judgement::default()
+    }
+}
+
+fn keep_down(name: &JailName, seen: &LiveJail, reason: Reason) -> Judgement {
+    let note = match reason {
+        Reason::Held => Some(format!("stopped by hand: `stockade start {name}` starts it")),
+        Reason::CrashLoop => Some(format!("crash-loop: change it, or `stockade start {name}`")),
+        // Asked for in the file: nobody needs to be told.
+        Reason::Disabled | Reason::Ended => None,
+    };
+    let stop = || Action {
+        drift: history(seen),
+        reason: Some(reason.to_string()),
+        ..Action::new(name, ActionKind::Stop)
+    };
+    let action = (seen.state != JailState::Down).then(stop);
+    Judgement { action, note, ..Judgement::default() }
+}
+
+fn bring_up(
+    name: &JailName,
+    wanted: &DesiredJail,
+    seen: &LiveJail,
+    changes: Vec<Change>,
+    options: &Options,
+) -> Judgement {
+    let rebuild = worst(&changes) == Cost::Rebuild;
+    if seen.state == JailState::Down && !rebuild {
+        return act(Action::new(name, ActionKind::Create));
+    }
+    let mut drift = history(seen);
+    if let (JailState::Up | JailState::Frozen, Some(record)) = (&seen.state, &seen.record) {
+        drift.extend(compare::drift(seen, record, wanted, &changes));
+    }
+    let steady = matches!(seen.state, JailState::Up | JailState::Frozen);
+    let Some(kind) = kind_of(worst(&changes).max(worst(&drift)), steady, &changes, &drift) else {
+        return Judgement::default();
+    };
+    let discards = kind == ActionKind::Rebuild && seen.has_data;
+    let reason = discards.then(|| "its own files are thrown away".to_owned());
+    let judgement = act(Action { changes, drift, reason, ..Action::new(name, kind) });
+    let interrupts = !matches!(kind, ActionKind::Update) && runs(&seen.state);
+    if options.no_restart && interrupts { judgement.reduce("--no-restart") } else { judgement }
+}
+
+fn worst(changes: &[Change]) -> Cost {
+    changes.iter().map(|change| change.cost).max().unwrap_or(Cost::None)
+}
+
+fn kind_of(cost: Cost, steady: bool, changes: &[Change], drift: &[Change]) -> Option<ActionKind> {
+    match cost {
+        Cost::Rebuild => Some(ActionKind::Rebuild),
+        Cost::Restart => Some(ActionKind::Restart),
+        _ if !steady => Some(ActionKind::Restart),
+        _ if changes.is_empty() && drift.is_empty() => None,
+        _ => Some(ActionKind::Update),
+    }
+}
+
+/// What became of the jail as a whole, as one line of drift.
+fn history(seen: &LiveJail) -> Vec<Change> {
+    let stopping = seen.record.as_ref().is_some_and(|record| record.stopping);
+    let (key, from, to) = match &seen.state {
+        JailState::Down => return Vec::new(),
+        JailState::Up | JailState::Frozen if seen.record.is_some() => return Vec::new(),
+        JailState::Up | JailState::Frozen => ("record", "kept", "gone".to_owned()),
+        JailState::Orphaned => ("keeper", "running", "gone".to_owned()),
+        JailState::Partial if stopping => ("state", "stopping", "cut off".to_owned()),
+        JailState::Partial => ("state", "starting", "cut off".to_owned()),
+        JailState::Exited(exit) => ("state", "running", exit.to_string()),
+    };
+    vec![Change { key: key.to_owned(), from: Some(from.to_owned()), to: Some(to), cost: Cost::Restart }]
+}
+
+impl Judgement {
+    /// Leaves out what would take a running jail down, and lists it as postponed.
+    pub fn reduce(mut self, reason: &str) -> Self {
+        let Some(mut action) = self.action.take() else {
+            return self;
+        };
+        let (changes, late_changes) = split(action.changes);
+        let (drift, late_drift) = split(action.drift);
+        self.postponed = Some(Postponed {
+            name: action.name.clone(),
+            changes: late_changes,
+            drift: late_drift,
+            reason: reason.to_owned(),
+        });
+        if !changes.is_empty() || !drift.is_empty() {
+            action = Action { kind: ActionKind::Update, changes, drift, reason: None, ..action };
+            self.action = Some(action);
+        }
+        self
+    }
+}
+
+fn split(changes: Vec<Change>) -> (Vec<Change>, Vec<Change>) {
+    changes.into_iter().partition(|change| change.cost <= Cost::Reload)
+}

@@ -103,6 +103,9 @@ impl fmt::Display for Exit {
 /// Restarts in a row since the last good run.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Restarts {
+    /// The instance whose end was counted last.
+    #[serde(default)]
+    pub instance: String,
     pub count: u64,
     /// Not before this, milliseconds since the epoch.
     pub not_before_ms: u64,

@@ -68,7 +68,7 @@ fn run_line(phase: Phase, line: &str, facts: &Facts<'_>) -> Result<()> {
 }
 
 /// Waits, and kills the hook with everything it started in its process group when time is up.
-fn wait(child: &mut Child, limit: Duration) -> Result<Option<std::process::ExitStatus>> {
+pub fn wait(child: &mut Child, limit: Duration) -> Result<Option<std::process::ExitStatus>> {
     let end = Instant::now() + limit;
     let mut pause = Duration::from_micros(200);
     loop {

@@ -1,1 +1,252 @@
+//! Carries a plan out. Nothing is decided here, except to skip what depends on a failure.
 
+pub mod hook;
+mod inside;
+mod keeper;
+pub mod schedule;
+mod start;
+mod stop;
+mod update;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Mutex, PoisonError};
+
+use anyhow::{Context, Result, anyhow};
+
+use crate::desired::{Desired, HostConfig, IdPool};
+use crate::jail::{Jail, JailName};
+use crate::journal::{Journal, ids, lock};
+use crate::limits::Hierarchies;
+use crate::live::{JailState, Live, Record, Restarts};
+use crate::plan::{Action, ActionKind, Plan};
+use crate::sys::mount;
+use crate::{network, root};
+
+pub use schedule::Outcome;
+pub use start::{instance, refused, start};
+pub use stop::{cgroup, remove_cgroup, stop};
+
+/// Set by ctrl-C: what has begun is undone, nothing new begins.
+static INTERRUPTED: AtomicBool = AtomicBool::new(false);
+
+pub fn interrupt() {
+    INTERRUPTED.store(true, Ordering::Relaxed);
+}
+
+pub fn interrupted() -> bool {
+    INTERRUPTED.load(Ordering::Relaxed)
+}
+
+/// What every step needs of the machine.
+pub struct Host {
+    pub journal: Journal,
+    pub config: HostConfig,
+    pub hierarchies: Hierarchies,
+    /// This program, on a detached read-only mount, so that a jail's pid 1 leads back to nothing
+    /// that can be written (CVE-2019-5736).
+    pub program: OwnedFd,
+    bridges: Mutex<BTreeSet<String>>,
+}
+
+impl Host {
+    pub fn open(config: HostConfig) -> Result<Self> {
+        Ok(Self {
+            journal: Journal::open(&config.paths)?,
+            hierarchies: Hierarchies::detect()?,
+            program: own_program()?,
+            bridges: Mutex::new(BTreeSet::new()),
+            config,
+        })
+    }
+
+    /// Makes the bridge once a pass.
+    fn ensure_bridge(&self, name: &str) -> Result<()> {
+        let mut done = self.bridges.lock().unwrap_or_else(PoisonError::into_inner);
+        if done.contains(name) {
+            return Ok(());
+        }
+        let wanted = self.config.bridges.get(name).cloned().unwrap_or_default();
+        network::ensure_bridge(name, &wanted)?;
+        done.insert(name.to_owned());
+        Ok(())
+    }
+}
+
+fn own_program() -> Result<OwnedFd> {
+    let copy = mount::clone_tree(rustix::fs::CWD, Path::new("/proc/self/exe"), false).context("open this program")?;
+    mount::set_attributes(copy.as_fd(), mount::READ_ONLY, 0, None, false)
+        .context("make this program's mount read only")?;
+    Ok(copy)
+}
+
+/// What a hook is told.
+pub fn facts<'a>(jail: &'a Jail, record: &'a Record) -> hook::Facts<'a> {
+    let root = match (&jail.path, record.init) {
+        (Some(path), _) => path.display().to_string(),
+        (None, Some(init)) => format!("/proc/{}/root", init.pid),
+        (None, None) => String::new(),
+    };
+    hook::Facts { jail, instance: &record.instance, root, pid: record.init.map(|init| init.pid) }
+}
+
+/// Half of the machine's memory, the kernel's own default size of a tmpfs.
+pub fn half_of_memory() -> Result<u64> {
+    let info = rustix::system::sysinfo();
+    let total = info.totalram.saturating_mul(u64::from(info.mem_unit));
+    if total == 0 { Err(anyhow!("read the machine's memory size")) } else { Ok(total / 2) }
+}
+
+/// Deletes a stopped jail's data and gives its id range back.
+pub fn destroy_data(journal: &Journal, pool: IdPool, name: &JailName) -> Result<()> {
+    let own = journal.state_dir(name);
+    let number = ids::recorded(&own)?;
+    root::discard(&journal.paths.state, name)?;
+    if own.exists() {
+        std::fs::remove_dir_all(&own).with_context(|| format!("remove {}", own.display()))?;
+    }
+    let _ = pool;
+    // Last: no file of the jail is left that could become another's.
+    number.map_or(Ok(()), |number| ids::release(&journal.paths.state, name, number))
+}
+
+/// Accounts for jails that have ended by themselves since the last look: one more restart in a
+/// row, and not before its back-off. Written down with `write`, else only shown.
+pub fn account(journal: &Journal, desired: &Desired, live: &mut Live, write: bool) -> Result<()> {
+    for (name, jail) in &mut live.jails {
+        let (JailState::Exited(exit), Some(record)) = (&jail.state, &jail.record) else { continue };
+        if jail.restarts.instance == record.instance {
+            continue;
+        }
+        let Some(wanted) = desired.jails.get(name) else { continue };
+        jail.restarts = jail.restarts.after(&record.instance, record.started_ms, exit, &wanted.jail.restart);
+        if write {
+            journal.write_restarts(name, &jail.restarts)?;
+        }
+    }
+    Ok(())
+}
+
+/// Told about each jail as it is done: name, and what has become of it.
+pub type Progress<'a> = &'a (dyn Fn(&JailName, &str) + Sync);
+
+/// Runs all stop halves, then all start halves. What failed is returned by jail, as is what was
+/// skipped because of it.
+pub fn execute(host: &Host, desired: &Desired, plan: &Plan, progress: Progress<'_>) -> BTreeMap<JailName, Outcome> {
+    let actions: BTreeMap<&JailName, &Action> = plan.actions.iter().map(|action| (&action.name, action)).collect();
+    let done = |name: &JailName, half: Half| -> Result<()> {
+        let action = actions.get(name).ok_or_else(|| anyhow!("{name}: not in the plan"))?;
+        let _lock = lock::jail(&host.journal.paths, name)?;
+        run_half(host, desired, action, half)?;
+        if let Some(word) = word(action.kind, half) {
+            progress(name, word);
+        }
+        Ok(())
+    };
+    let stops = tasks(plan, |action| action.has_stop().then_some(&action.stop_after));
+    let mut ended = schedule::run(stops, &|name| done(name, Half::Stop));
+    wait_for_links(host, &actions);
+    let failed: BTreeMap<JailName, Outcome> =
+        ended.iter().filter(|(_, outcome)| **outcome != Outcome::Done).map(|(n, o)| (n.clone(), o.clone())).collect();
+    let starts =
+        tasks(plan, |action| (action.has_start() && !failed.contains_key(&action.name)).then_some(&action.start_after));
+    ended.extend(schedule::run(starts, &|name| done(name, Half::Start)));
+    ended.extend(failed);
+    ended.retain(|_, outcome| *outcome != Outcome::Done);
+    ended
+}
+
+#[derive(Clone, Copy, PartialEq)]
+enum Half {
+    Stop,
+    Start,
+}
+
+fn tasks<'a>(plan: &'a Plan, wanted: impl Fn(&'a Action) -> Option<&'a Vec<JailName>>) -> Vec<schedule::Task> {
+    let task = |action: &'a Action| Some(schedule::Task { name: action.name.clone(), after: wanted(action)?.clone() });
+    plan.actions.iter().filter_map(task).collect()
+}
+
+fn word(kind: ActionKind, half: Half) -> Option<&'static str> {
+    match (kind, half) {
+        (ActionKind::Create, Half::Start) => Some("started"),
+        (ActionKind::Update, Half::Start) => Some("updated"),
+        (ActionKind::Restart | ActionKind::Rebuild, Half::Start) => Some("restarted"),
+        (ActionKind::Stop, Half::Stop) => Some("stopped"),
+        (ActionKind::Remove, Half::Stop) => Some("removed (data kept)"),
+        _ => None,
+    }
+}
+
+fn run_half(host: &Host, desired: &Desired, action: &Action, half: Half) -> Result<()> {
+    let name = &action.name;
+    if half == Half::Stop {
+        return stop_half(host, action);
+    }
+    let wanted = desired.jails.get(name).ok_or_else(|| anyhow!("it is not defined"))?;
+    if action.kind != ActionKind::Update {
+        return start(host, wanted);
+    }
+    let record = start::record(host, name)?;
+    update::update(host, wanted, action, record)
+}
+
+fn stop_half(host: &Host, action: &Action) -> Result<()> {
+    let name = &action.name;
+    if let Some(record) = host.journal.record(name)? {
+        stop(host, record)?;
+    } else {
+        remove_cgroup(host, name)?;
+    }
+    match action.kind {
+        ActionKind::Rebuild => root::discard(&host.journal.paths.state, name),
+        ActionKind::Remove => host.journal.forget(name),
+        _ => Ok(()),
+    }
+}
+
+/// The kernel lets go of a stopped jail's link a little later than of its processes.
+fn wait_for_links(host: &Host, actions: &BTreeMap<&JailName, &Action>) {
+    let links: BTreeSet<String> =
+        actions.values().filter(|action| action.has_stop()).map(|action| network::host_link(&action.name)).collect();
+    if !links.is_empty()
+        && let Err(error) = network::disconnect(&links)
+    {
+        // A start that needs the name says so itself.
+        let _ = (host, error);
+    }
+}
+
+impl Restarts {
+    /// After one more end: doubled back-off from `restart.delay` up to five minutes; a good run
+    /// of ten minutes starts the count anew.
+    #[must_use]
+    pub fn after(
+        &self,
+        instance: &str,
+        started_ms: u64,
+        exit: &crate::live::Exit,
+        restart: &crate::jail::Restart,
+    ) -> Self {
+        let ended_ms = if exit.at_ms == 0 { crate::journal::now_ms() } else { exit.at_ms };
+        let good_run = ended_ms.saturating_sub(started_ms) >= GOOD_RUN_MS;
+        let before = if good_run { 0 } else { self.count };
+        if exit.reboot {
+            return Self { instance: instance.to_owned(), ..Self::default() };
+        }
+        let doubled = restart.delay.saturating_mul(1 << before.min(20));
+        Self {
+            instance: instance.to_owned(),
+            count: before + 1,
+            not_before_ms: ended_ms + doubled.min(BACK_OFF_MAX_MS),
+            crash_loop: before >= restart.max,
+        }
+    }
+}
+
+/// The longest pause between two restarts.
+pub const BACK_OFF_MAX_MS: u64 = 300_000;
+/// A run this long clears the count.
+pub const GOOD_RUN_MS: u64 = 600_000;

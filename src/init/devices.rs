@@ -8,16 +8,9 @@ use anyhow::{Context, Result};
 use rustix::fs::{Mode, OFlags};
 
 use crate::init::mounts;
+use crate::security;
 use crate::spec::Spec;
 use crate::sys::mount;
-
-const LINKS: &[(&str, &str)] = &[
-    ("fd", "/proc/self/fd"),
-    ("stdin", "/proc/self/fd/0"),
-    ("stdout", "/proc/self/fd/1"),
-    ("stderr", "/proc/self/fd/2"),
-    ("ptmx", "pts/ptmx"),
-];
 
 const PTS: &[(&str, &str)] = &[("newinstance", ""), ("ptmxmode", "0666"), ("mode", "0620"), ("gid", "5")];
 const SHM: &[(&str, &str)] = &[("mode", "1777"), ("size", "64m")];
@@ -29,7 +22,7 @@ pub fn dev(root: BorrowedFd<'_>, nodes: &[(String, OwnedFd)], spec: &Spec) -> Re
     for (name, node) in nodes {
         bind_node(dev.as_fd(), name, node.as_fd())?;
     }
-    for (name, target) in LINKS {
+    for (name, target) in security::paths::DEVICE_LINKS {
         rustix::fs::symlinkat(*target, &dev, *name).with_context(|| format!("link /dev/{name}"))?;
     }
     if spec.stdio.is_console() {

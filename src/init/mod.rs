@@ -19,7 +19,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::spec::{Spec, Stdio};
 use crate::sys::{confine, mount, namespace, process, socket};
-use crate::{network, security};
+use crate::network;
 
 pub use mounts::attributes as mount_attributes;
 
@@ -85,12 +85,12 @@ fn run(spec: &Spec, inherited: Inherited) -> Result<std::convert::Infallible> {
     drop(inherited.join);
     namespace::unshare(libc::CLONE_NEWCGROUP).context("unshare the cgroup namespace")?;
     rustix::process::setsid().context("setsid")?;
-    confine::join_new_session_keyring()?;
+    confine::join_session_keyring()?;
 
     let (order, descriptors) = receive(inherited.channel.as_fd())?;
     let Order::Ready { missing } = order else { bail!("the keeper sent {order:?} before the mounts") };
     become_root()?;
-    rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o022));
+    confine::umask(spec.profile.umask);
     let root = build_root(spec, &inherited.devices, descriptors, &missing)?;
     drop(inherited.devices);
     names(spec)?;
@@ -117,9 +117,9 @@ fn run(spec: &Spec, inherited: Inherited) -> Result<std::convert::Infallible> {
 
 /// Ids 0 of the jail's own range, and no group of the host's.
 fn become_root() -> Result<()> {
-    confine::set_groups(&[])?;
-    confine::set_gid(0)?;
-    confine::set_uid(0)?;
+    confine::setgroups(&[])?;
+    confine::setresgid(0)?;
+    confine::setresuid(0)?;
     confine::set_dumpable(false)
 }
 
@@ -146,7 +146,7 @@ fn build_root(
     mounts::sys(root.as_fd(), spec)?;
     mounts::scratch(root.as_fd(), spec)?;
     mounts::from_definition(root.as_fd(), spec, descriptors, missing)?;
-    mounts::mask(root.as_fd(), spec, security::MASKED, security::READ_ONLY)?;
+    mounts::mask(root.as_fd(), &spec.profile)?;
     Ok(root)
 }
 

@@ -9,12 +9,16 @@ use anyhow::{Context, Result, anyhow, bail};
 use rustix::fs::{Mode, OFlags, ResolveFlags};
 
 use crate::jail::Mount;
+use crate::security::{Profile, paths};
 use crate::spec::Spec;
 use crate::sys::mount::{self, NO_DEVICES, NO_EXEC, NO_SUID, READ_ONLY};
 
 /// statfs(2) types, linux/magic.h.
 const PROC_SUPER_MAGIC: i64 = 0x9fa0;
 const SYSFS_MAGIC: i64 = 0x6265_6572;
+
+/// More CPUs than any kernel is built for.
+const CPUS_MAX: usize = 8192;
 
 /// Options of the tmpfs on /tmp and /run.
 const SCRATCH_SIZE: &str = "50%";
@@ -171,12 +175,10 @@ pub fn attributes(options: &[String]) -> u64 {
 }
 
 /// Hides what tells too much about the host and freezes what could change it.
-pub fn mask(root: BorrowedFd<'_>, spec: &Spec, masked: &[&str], read_only: &[&str]) -> Result<()> {
+pub fn mask(root: BorrowedFd<'_>, profile: &Profile) -> Result<()> {
     let null = mount::resolve(root, Path::new("dev/null"), true).context("open /dev/null")?;
-    for path in masked {
-        if spec.jail.allow.kmsg && *path == "/proc/kmsg" {
-            continue;
-        }
+    let per_cpu = masked_per_cpu(root);
+    for path in profile.masked.iter().chain(&per_cpu) {
         let Some(place) = existing(root, path)? else { continue };
         let directory = rustix::fs::FileType::from_raw_mode(rustix::fs::fstat(&place)?.st_mode).is_dir();
         let cover = if directory {
@@ -186,7 +188,37 @@ pub fn mask(root: BorrowedFd<'_>, spec: &Spec, masked: &[&str], read_only: &[&st
         };
         mount::attach(cover.as_fd(), place.as_fd()).with_context(|| format!("mask {path}"))?;
     }
-    read_only.iter().try_for_each(|path| freeze(root, path))
+    let writable = open_writable(root, &profile.writable)?;
+    profile.read_only.iter().try_for_each(|path| freeze(root, path))?;
+    for (path, copy) in writable {
+        let Some(place) = existing(root, &path)? else { continue };
+        mount::attach(copy.as_fd(), place.as_fd()).with_context(|| format!("attach {path}"))?;
+    }
+    Ok(())
+}
+
+/// `/sys/devices/system/cpu/cpuN/thermal_throttle` where there is one.
+fn masked_per_cpu(root: BorrowedFd<'_>) -> Vec<String> {
+    let first = format!("{}/cpu0/{}", paths::CPUS, paths::MASKED_PER_CPU);
+    if !matches!(existing(root, &first), Ok(Some(_))) {
+        return Vec::new();
+    }
+    (0..CPUS_MAX)
+        .map(|cpu| format!("{}/cpu{cpu}/{}", paths::CPUS, paths::MASKED_PER_CPU))
+        .take_while(|path| matches!(existing(root, path), Ok(Some(_))))
+        .collect()
+}
+
+/// Copies of what stays writable, taken before its parent is frozen.
+fn open_writable(root: BorrowedFd<'_>, paths: &[String]) -> Result<Vec<(String, OwnedFd)>> {
+    let mut copies = Vec::new();
+    for path in paths {
+        if let Some(place) = existing(root, path)? {
+            let copy = mount::clone_tree(place.as_fd(), Path::new(""), true).with_context(|| format!("copy {path}"))?;
+            copies.push((path.clone(), copy));
+        }
+    }
+    Ok(copies)
 }
 
 /// An empty read-only directory of its own: older kernels cannot copy a detached mount, and the

@@ -2,14 +2,16 @@
 //! ends the jail. It holds no right the jail does not have, except to change user for its children.
 
 use std::convert::Infallible;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, OwnedFd};
 
 use anyhow::{Context, Result, bail};
 use nix::sys::signalfd::SignalFd;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
-use crate::init::program::{self, Launch};
+use crate::init::program::{self, Launch, Start};
 use crate::init::{Report, tell};
+use crate::security::capability::known;
+use crate::security::seccomp::Instruction;
 use crate::spec::Spec;
 use crate::sys::process::{self, Ended};
 use crate::sys::confine;
@@ -20,12 +22,12 @@ const LAST_WAIT_MS: i64 = 8_000;
 /// Runs the jail until its end; never returns.
 pub fn serve(spec: &Spec, channel: OwnedFd, streams: [OwnedFd; 3]) -> Result<Infallible> {
     if let Some(path) = &spec.jail.exec.boot {
-        return boot(spec, path, &channel, streams);
+        return boot(spec, path, streams);
     }
-    confine::close_range_from(3, &[channel.as_fd(), streams[0].as_fd(), streams[1].as_fd(), streams[2].as_fd()])?;
     let signals = process::signal_descriptor()?;
-    confine::prepare_init(&spec.profile)?;
-    let mut init = Init { spec, channel: channel.as_fd(), signals: &signals, streams: &streams };
+    let program = spec.profile.program();
+    shrink(spec)?;
+    let mut init = Init { spec, signals: &signals, streams: &streams, program: program.as_deref() };
     init.start_lines()?;
     let main = init.main()?;
     tell(channel.as_fd(), &Report::Started, &[])?;
@@ -36,17 +38,32 @@ pub fn serve(spec: &Spec, channel: OwnedFd, streams: [OwnedFd; 3]) -> Result<Inf
 }
 
 /// A whole system: its init takes this very process.
-fn boot(spec: &Spec, path: &str, channel: &OwnedFd, streams: [OwnedFd; 3]) -> Result<Infallible> {
+fn boot(spec: &Spec, path: &str, streams: [OwnedFd; 3]) -> Result<Infallible> {
     let launch = Launch::boot(spec, path)?;
+    let program = spec.profile.program();
+    let start = Start { launch: &launch, profile: &spec.profile, program: program.as_deref(), terminal: false };
+    if spec.stdio.is_console() {
+        rustix::process::ioctl_tiocsctty(&streams[0]).context("take the console")?;
+    }
     // The channel closes on execve(2), which is how the keeper learns that it went well.
-    Err(program::become_program(&launch, &spec.profile, streams, Some(channel.as_fd())))
+    Err(program::become_program(&start, streams))
+}
+
+/// What pid 1 keeps: the jail's own capabilities, and those it needs to start its children as
+/// other users with less.
+fn shrink(spec: &Spec) -> Result<()> {
+    let needed = known("KILL") | known("SETUID") | known("SETGID") | known("SETPCAP");
+    confine::drop_bounding(spec.profile.capabilities)?;
+    confine::clear_ambient()?;
+    confine::set_capabilities(spec.profile.capabilities | needed)?;
+    confine::set_dumpable(false)
 }
 
 struct Init<'a> {
     spec: &'a Spec,
-    channel: BorrowedFd<'a>,
     signals: &'a SignalFd,
     streams: &'a [OwnedFd; 3],
+    program: Option<&'a [Instruction]>,
 }
 
 impl Init<'_> {
@@ -76,7 +93,9 @@ impl Init<'_> {
 
     fn launch(&self, launch: &Launch) -> Result<i32> {
         let copies = [self.streams[0].try_clone()?, self.streams[1].try_clone()?, self.streams[2].try_clone()?];
-        program::spawn(launch, &self.spec.profile, copies, self.spec.stdio.is_console())
+        let terminal = self.spec.stdio.is_console();
+        let start = Start { launch, profile: &self.spec.profile, program: self.program, terminal };
+        program::spawn(&start, copies).map(|child| child.pid)
     }
 
     /// Waits for one child, reaping all others; `None` when the time is over.
@@ -125,8 +144,7 @@ impl Init<'_> {
         Ok(Ended { code: Some(0), signal: None })
     }
 
-    /// The next signal, or `None` when `limit_ms` passed. A closed channel means that the keeper
-    /// is gone: the jail runs on without it.
+    /// The next signal, or `None` when `limit_ms` passed.
     fn wait(&self, limit_ms: Option<i64>) -> Result<Option<i32>> {
         let limit = limit_ms.map(|ms| Timespec { tv_sec: ms / 1000, tv_nsec: (ms % 1000) * 1_000_000 });
         let mut fds = [PollFd::new(self.signals, PollFlags::IN)];
@@ -134,7 +152,6 @@ impl Init<'_> {
             Ok(_) | Err(rustix::io::Errno::INTR) => {}
             Err(e) => return Err(e).context("poll for signals"),
         }
-        let _ = self.channel;
         let signal = self.signals.read_signal().context("read a signal")?;
         Ok(signal.map(|s| s.ssi_signo.cast_signed()))
     }

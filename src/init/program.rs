@@ -9,7 +9,9 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, anyhow, bail};
 use rustix::fs::{Mode, OFlags, ResolveFlags};
 
-use crate::security::{Profile, passwd};
+use crate::security::passwd::{self, Identity};
+use crate::security::seccomp::Instruction;
+use crate::security::Profile;
 use crate::spec::Spec;
 use crate::sys::process::{self, Cloned};
 use crate::sys::confine;
@@ -27,7 +29,7 @@ const SHELL: &str = "/bin/sh";
 pub struct Launch {
     pub argv: Vec<String>,
     pub env: Vec<(String, String)>,
-    pub user: passwd::User,
+    pub user: Identity,
     pub workdir: PathBuf,
 }
 
@@ -67,10 +69,10 @@ impl Launch {
     }
 }
 
-fn look_up(user: &str) -> Result<passwd::User> {
+fn look_up(user: &str) -> Result<Identity> {
     let passwd = read_inside("etc/passwd")?;
     let group = read_inside("etc/group")?;
-    passwd::look_up(user, &passwd, &group).map_err(|e| anyhow!("look up user `{user}`: {e}"))
+    passwd::identity(user, &passwd, &group).map_err(|e| anyhow!("look up user `{user}`: {e}"))
 }
 
 /// A regular file of the jail, of bounded size; empty when there is none (CVE-2024-9676: a passwd
@@ -95,29 +97,70 @@ fn read_inside(path: &str) -> Result<String> {
     Ok(text)
 }
 
+/// What a child becomes.
+pub struct Start<'a> {
+    pub launch: &'a Launch,
+    pub profile: &'a Profile,
+    /// The profile's filter, compiled beforehand.
+    pub program: Option<&'a [Instruction]>,
+    /// Standard input is a pseudo-terminal to take control of.
+    pub terminal: bool,
+}
+
+/// A child that runs its program.
+pub struct Child {
+    pub pid: i32,
+    pub pidfd: OwnedFd,
+}
+
 /// Forks, and returns once the program runs, or with the reason why it does not.
-pub fn spawn(launch: &Launch, profile: &Profile, streams: [OwnedFd; 3], terminal: bool) -> Result<i32> {
+pub fn spawn(start: &Start<'_>, streams: [OwnedFd; 3]) -> Result<Child> {
+    spawn_joining(start, streams, &[], None)
+}
+
+/// As [`spawn`], from outside: the child joins the jail's cgroup first, and dies with its parent.
+pub fn spawn_joining(
+    start: &Start<'_>,
+    streams: [OwnedFd; 3],
+    join: &[OwnedFd],
+    unified: Option<BorrowedFd<'_>>,
+) -> Result<Child> {
     let (ours, theirs) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC).context("make a pipe")?;
-    match process::fork().context("fork")? {
+    // SAFETY: keeper, init, `exec` and `run` are single-threaded from their first instruction.
+    match unsafe { process::clone3(0, unified) }.context("fork")? {
         Cloned::Child => {
             drop(ours);
-            let session = if terminal { take_terminal(&streams[0]) } else { new_session() };
-            let error = session.err().unwrap_or_else(|| become_program(launch, profile, streams, Some(theirs.as_fd())));
+            let visit = unified.is_some() || !join.is_empty();
+            let error = match child_begins(join, visit, start.terminal.then_some(&streams[0])) {
+                Ok(()) => become_program(start, streams),
+                Err(error) => error,
+            };
             // The parent also learns it from the exit status.
             let _ = rustix::io::write(&theirs, error.to_string().as_bytes());
             process::exit_now(exit_status(&error))
         }
         Cloned::Parent { pid, pidfd } => {
-            drop(theirs);
+            drop((theirs, streams));
             let mut reason = String::new();
             std::fs::File::from(ours).read_to_string(&mut reason).context("read from a starting program")?;
             if reason.is_empty() {
-                return Ok(pid);
+                return Ok(Child { pid, pidfd });
             }
             let status = process::reap(pidfd.as_fd())?.status();
             Err(anyhow::Error::new(NotStarted::from_status(status)).context(reason))
         }
     }
+}
+
+fn child_begins(join: &[OwnedFd], visit: bool, terminal: Option<&OwnedFd>) -> Result<()> {
+    for tasks in join {
+        rustix::io::write(tasks, b"0").context("join the cgroup")?;
+    }
+    if visit {
+        process::set_parent_death_signal(Some(rustix::process::Signal::KILL))?;
+        confine::join_session_keyring()?;
+    }
+    terminal.map_or_else(new_session, take_terminal)
 }
 
 fn new_session() -> Result<()> {
@@ -174,31 +217,22 @@ impl std::fmt::Display for NotStarted {
 impl std::error::Error for NotStarted {}
 
 /// Turns this process into the program; returns only the reason why it could not.
-pub fn become_program(
-    launch: &Launch,
-    profile: &Profile,
-    streams: [OwnedFd; 3],
-    keep: Option<BorrowedFd<'_>>,
-) -> anyhow::Error {
-    match prepare(launch, profile, streams, keep).and_then(|()| execute(launch)) {
+pub fn become_program(start: &Start<'_>, streams: [OwnedFd; 3]) -> anyhow::Error {
+    match prepare(start, streams).and_then(|()| execute(start)) {
         Ok(never) => match never {},
         Err(error) => error,
     }
 }
 
-fn prepare(launch: &Launch, profile: &Profile, streams: [OwnedFd; 3], keep: Option<BorrowedFd<'_>>) -> Result<()> {
+fn prepare(start: &Start<'_>, streams: [OwnedFd; 3]) -> Result<()> {
     for (number, stream) in streams.iter().enumerate() {
-        confine::duplicate_onto(stream.as_fd(), i32::try_from(number).expect("three streams"))?;
+        confine::dup2(stream.as_fd(), i32::try_from(number).expect("three streams"))?;
     }
     drop(streams);
-    confine::close_range_from(3, keep.as_slice())?;
-    rustix::process::umask(Mode::from_raw_mode(0o022));
-    confine::limit_resources(profile)?;
-    confine::reset_scheduling()?;
-    enter_workdir(&launch.workdir)?;
-    confine::confine(profile, &launch.user)?;
-    process::reset_signals();
-    Ok(())
+    confine::umask(start.profile.umask);
+    confine::limit(&start.profile.rlimits)?;
+    confine::reset_personality()?;
+    enter_workdir(&start.launch.workdir)
 }
 
 /// chdir, and proof that it ended up inside: an absolute path that the kernel can reach from our
@@ -213,16 +247,24 @@ fn enter_workdir(path: &Path) -> Result<()> {
 }
 
 /// Tries each directory of PATH, as execvp(3) does.
-fn execute(launch: &Launch) -> Result<std::convert::Infallible> {
+///
+/// All text is made before the filter falls: what comes after it is system calls only.
+fn execute(start: &Start<'_>) -> Result<std::convert::Infallible> {
+    let launch = start.launch;
     let name = launch.argv.first().ok_or_else(|| anyhow!("no program is given"))?;
     let text = |s: &str| CString::new(s).with_context(|| format!("`{s}` holds a NUL byte"));
     let argv = launch.argv.iter().map(|a| text(a)).collect::<Result<Vec<_>>>()?;
     let env = launch.env.iter().map(|(k, v)| text(&format!("{k}={v}"))).collect::<Result<Vec<_>>>()?;
     let path = launch.env.iter().find(|(k, _)| k == "PATH").map_or("", |(_, v)| v.as_str());
+    let candidates = candidates(name, path).iter().map(|c| text(c)).collect::<Result<Vec<_>>>()?;
+    confine::become_user(start.profile, &launch.user)?;
+    process::reset_signals();
+    confine::close_range_at_exec_from(3)?;
+    confine::seal(start.profile, launch.user.uid, start.program)?;
     let mut verdict = NotStarted::Missing;
     let mut cause = std::io::Error::from_raw_os_error(libc::ENOENT);
-    for candidate in candidates(name, path) {
-        let error = process::execve(&text(&candidate)?, &argv, &env);
+    for candidate in candidates {
+        let error = process::execve(&candidate, &argv, &env);
         if !matches!(error.raw_os_error(), Some(libc::ENOENT | libc::ENOTDIR)) {
             verdict = NotStarted::Refused;
             cause = error;

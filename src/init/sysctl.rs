@@ -9,20 +9,13 @@ use rustix::fs::{Mode, OFlags, ResolveFlags};
 use crate::jail::NetworkMode;
 use crate::spec::Spec;
 
-/// Parameters of a private network namespace. A file that is absent (no IPv6) is passed over.
-const NETWORK: &[(&str, &str)] = &[
-    ("sys/net/ipv4/ip_unprivileged_port_start", "0"),
-    ("sys/net/ipv4/ping_group_range", "0 65535"),
-    ("sys/net/ipv6/conf/default/accept_ra", "0"),
-    ("sys/net/ipv6/conf/all/accept_ra", "0"),
-];
-
-/// Only a vnet jail has anything to gain from these; one without a link stays as the kernel made it.
+/// The profile's parameters; a file that is absent (no IPv6) is passed over. Only a vnet jail has
+/// anything to gain from them: a stack without a link stays as the kernel made it.
 pub fn apply(spec: &Spec, proc: BorrowedFd<'_>) -> Result<()> {
     if spec.jail.network.mode != NetworkMode::Vnet {
         return Ok(());
     }
-    NETWORK.iter().try_for_each(|(name, value)| write(proc, name, value))
+    spec.profile.sysctls.iter().try_for_each(|(name, value)| write(proc, &format!("sys/{name}"), value))
 }
 
 fn write(proc: BorrowedFd<'_>, name: &str, value: &str) -> Result<()> {

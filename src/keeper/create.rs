@@ -10,9 +10,9 @@ use anyhow::{Context, Result, anyhow, bail};
 use rustix::fs::{CWD, FileType};
 
 use crate::init::{self, Inherited, Order, Report};
-use crate::jail::{Mount, NetworkMode};
+use crate::jail::{Allow, Mount, NetworkMode};
 use crate::keeper::root;
-use crate::limits::{Cgroup, Hierarchies};
+use crate::limits::Cgroup;
 use crate::spec::Spec;
 use crate::sys::process::{self, Cloned};
 use crate::sys::{mount, namespace, socket};
@@ -37,7 +37,7 @@ struct Sources {
 /// Makes the jail. On an error everything of it is gone again.
 pub fn create(spec: &Spec, cgroup: &Cgroup, streams: Option<[OwnedFd; 3]>) -> Result<Created> {
     let sources = open_sources(&spec.jail.mount)?;
-    let devices = open_devices(&spec.jail.allow.devices)?;
+    let devices = open_devices(&spec.jail.allow)?;
     let (ours, theirs) = socket::pair()?;
     let join = cgroup.join_files()?;
     let unified = cgroup.unified_dir()?;
@@ -169,18 +169,18 @@ fn open_sources(wanted: &[Mount]) -> Result<Sources> {
 
 /// The default nodes and the allowed ones; each must be the device it claims to be
 /// (CVE-2025-31133: a /dev/null that is something else).
-fn open_devices(allowed: &[String]) -> Result<Vec<(String, OwnedFd)>> {
+fn open_devices(allow: &Allow) -> Result<Vec<(String, OwnedFd)>> {
     let mut nodes = Vec::new();
-    for (name, major, minor) in security::DEVICES {
-        let node = open_node(&Path::new("/dev").join(name))?;
+    for device in security::devices(allow) {
+        let node = open_node(&Path::new("/dev").join(device.name))?;
         let status = rustix::fs::fstat(&node)?;
-        let found = (rustix::fs::major(status.st_rdev), rustix::fs::minor(status.st_rdev));
-        if found != (*major, *minor) {
-            bail!("open /dev/{name}: it is device {}:{}, not {major}:{minor}", found.0, found.1);
+        let (major, minor) = (rustix::fs::major(status.st_rdev), rustix::fs::minor(status.st_rdev));
+        if (major, minor) != (device.major, device.minor) {
+            bail!("open /dev/{}: it is device {major}:{minor}", device.name);
         }
-        nodes.push(((*name).to_owned(), node));
+        nodes.push((device.name.to_owned(), node));
     }
-    for path in allowed {
+    for path in &allow.devices {
         let name = path.strip_prefix("/dev/").ok_or_else(|| anyhow!("allow.devices {path}: not below /dev"))?;
         nodes.push((name.to_owned(), open_node(Path::new(path))?));
     }

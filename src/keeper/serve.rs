@@ -144,8 +144,6 @@ impl Keeper<'_> {
             (Some(Word::Keep), Stage::Up) => {
                 self.stage = Stage::Kept;
                 self.starter = None;
-                // Nothing of the starter's terminal may be held on.
-                crate::sys::confine::close_standard_streams()?;
             }
             _ => {
                 self.starter = None;
@@ -266,7 +264,7 @@ impl Keeper<'_> {
         Exit {
             code: if halt { Some(0) } else { ended.code },
             signal: if halt || reboot { None } else { ended.signal },
-            oom: self.cgroup.usage().oom_kills > 0,
+            oom: self.cgroup.usage().is_ok_and(|usage| usage.oom_kills > 0),
             reboot,
             at_ms: crate::journal::now_ms(),
         }

@@ -70,6 +70,17 @@ pub fn receive(socket: BorrowedFd<'_>) -> Result<Option<(Vec<u8>, Vec<OwnedFd>)>
     Ok(Some((bytes, descriptors)))
 }
 
+/// Whether a message (or the end) comes within `limit_ms`.
+pub fn readable_within(socket: BorrowedFd<'_>, limit_ms: i64) -> Result<bool> {
+    let mut fds = [PollFd::new(&socket, PollFlags::IN)];
+    let limit = Timespec { tv_sec: limit_ms / 1000, tv_nsec: (limit_ms % 1000) * 1_000_000 };
+    match poll(&mut fds, Some(&limit)) {
+        Ok(count) => Ok(count > 0),
+        Err(rustix::io::Errno::INTR) => Ok(false),
+        Err(e) => Err(e).context("poll"),
+    }
+}
+
 /// Whether a message (or the end) waits.
 pub fn readable(socket: BorrowedFd<'_>) -> bool {
     let mut fds = [PollFd::new(&socket, PollFlags::IN)];

@@ -114,8 +114,10 @@ fn top(member: &Member, host: &mut RawHost, report: &mut Report<'_>) {
             let tops = HOST_KEYS.iter().map(|key| key.name.split('.').next().unwrap_or(key.name));
             let known: BTreeSet<&str> = tops.collect();
             let jail_key = crate::keys::find(name).is_some() || crate::keys::is_table(name);
-            let help = did_you_mean(name, known)
-                .or_else(|| jail_key.then(|| format!("`{name}` is of a jail: write [defaults.{name}] or [enforce.{name}]")));
+            let help = did_you_mean(name, known).or_else(|| {
+                jail_key
+                    .then(|| format!("`{name}` is of a jail: write [defaults.{name}] or [enforce.{name}]"))
+            });
             report.at(&member.span, Wrong { message: format!("unknown key `{name}`"), help });
         }
     }
@@ -168,7 +170,8 @@ fn ids(at: &Member, members: &[Member], host: &mut RawHost, report: &mut Report<
     let number = |leaf: &str, default: u32| found.get(leaf).and_then(Value::as_u64).unwrap_or(default.into());
     let (first, ranges) = (number("first", FIRST_ID), number("ranges", RANGES));
     if first % RANGE_IDS != 0 {
-        report.at(&at.span, Wrong::new(format!("`ids.first` is {first}, which is no multiple of {RANGE_IDS}")));
+        report
+            .at(&at.span, Wrong::new(format!("`ids.first` is {first}, which is no multiple of {RANGE_IDS}")));
     }
     // The last range stays free: its last id means "no id" to the kernel.
     if first + ranges * RANGE_IDS > u64::from(u32::MAX) + 1 - RANGE_IDS {
@@ -188,10 +191,8 @@ fn bridge(member: &Member, host: &mut RawHost, report: &mut Report<'_>) {
     let name = format!("bridge.{}", member.name);
     let Some(members) = table(&name, &member.raw, report) else { return };
     let found = rows("bridge.*", members, report);
-    let address: Vec<Network> = found
-        .get("address")
-        .and_then(|value| serde_json::from_value(value.clone()).ok())
-        .unwrap_or_default();
+    let address: Vec<Network> =
+        found.get("address").and_then(|value| serde_json::from_value(value.clone()).ok()).unwrap_or_default();
     let families: BTreeSet<bool> = address.iter().map(|network| network.address.is_ipv4()).collect();
     if families.len() < address.len() {
         report.at(&member.span, Wrong::new(format!("`{name}` has two addresses of one family")));

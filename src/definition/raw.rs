@@ -93,9 +93,8 @@ impl Raw {
                 RawValue::List(items.into_iter().collect::<Option<_>>()?)
             }
             RawValue::Table(members) => {
-                let copy = |member: &Member| {
-                    Some(Member { raw: member.raw.expand(work_out)?, ..member.clone() })
-                };
+                let copy =
+                    |member: &Member| Some(Member { raw: member.raw.expand(work_out)?, ..member.clone() });
                 RawValue::Table(members.iter().map(copy).collect::<Option<_>>()?)
             }
             other => other.clone(),

@@ -107,7 +107,10 @@ fn mount_options(options: &[Raw], tmpfs: bool, report: &mut Report<'_>) {
         let of_tmpfs = option.starts_with("size=") || option.starts_with("mode=");
         let of_bind = matches!(option.as_str(), "rbind" | "idmap" | "optional");
         if of_tmpfs && !tmpfs {
-            report.wrong(raw, Wrong::help(format!("`{option}` is an option of a tmpfs"), "add type = \"tmpfs\""));
+            report.wrong(
+                raw,
+                Wrong::help(format!("`{option}` is an option of a tmpfs"), "add type = \"tmpfs\""),
+            );
         } else if of_bind && tmpfs {
             report.wrong(raw, Wrong::new(format!("`{option}` is an option of a bind, not of a tmpfs")));
         } else if option == "rw" && all.iter().any(|other| other == "ro") {

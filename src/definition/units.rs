@@ -128,7 +128,9 @@ mod tests {
         check("1KiB", Some(1024));
         check("7B", Some(7));
         check("0", Some(0));
-        for bad in ["512", "1.5B", "M", "", "-1M", "1.M", ".5G", "1..5G", "1 G", "99999999T", "1e3M", "5MB", "1m"] {
+        for bad in
+            ["512", "1.5B", "M", "", "-1M", "1.M", ".5G", "1..5G", "1 G", "99999999T", "1e3M", "5MB", "1m"]
+        {
             check(bad, None);
         }
     }

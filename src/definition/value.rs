@@ -14,8 +14,22 @@ use super::word::{self, Wrong};
 
 /// setrlimit(2)'s names.
 const RLIMITS: &[&str] = &[
-    "as", "core", "cpu", "data", "fsize", "locks", "memlock", "msgqueue", "nice", "nofile", "nproc", "rss",
-    "rtprio", "rttime", "sigpending", "stack",
+    "as",
+    "core",
+    "cpu",
+    "data",
+    "fsize",
+    "locks",
+    "memlock",
+    "msgqueue",
+    "nice",
+    "nofile",
+    "nproc",
+    "rss",
+    "rtprio",
+    "rttime",
+    "sigpending",
+    "stack",
 ];
 /// Those counted in bytes, which may have a unit.
 const RLIMITS_OF_BYTES: &[&str] = &["as", "core", "data", "fsize", "memlock", "msgqueue", "rss", "stack"];
@@ -200,11 +214,8 @@ fn in_range(
         return Some(number.into());
     }
     let text = |number: u64| show(name, &number.into());
-    let bound = if number < min {
-        format!("at least {}", text(min))
-    } else {
-        format!("at most {}", text(max))
-    };
+    let bound =
+        if number < min { format!("at least {}", text(min)) } else { format!("at most {}", text(max)) };
     report.wrong(raw, Wrong::new(format!("`{name}` must be {bound}")));
     None
 }
@@ -262,8 +273,7 @@ fn list(
         return None;
     };
     if items.len() < min || items.len() > max {
-        let bound =
-            if items.len() < min { format!("at least {min}") } else { format!("at most {max}") };
+        let bound = if items.len() < min { format!("at least {min}") } else { format!("at most {max}") };
         report.wrong(raw, Wrong::new(format!("`{name}` has {} entries and must have {bound}", items.len())));
         return None;
     }

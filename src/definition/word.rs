@@ -177,7 +177,9 @@ fn signal(text: &str) -> Checked {
         return Ok(name.to_owned());
     }
     let help = match name {
-        "KILL" | "STOP" => Some("it cannot be refused; `exec.stop_timeout = \"0s\"` kills at once".to_owned()),
+        "KILL" | "STOP" => {
+            Some("it cannot be refused; `exec.stop_timeout = \"0s\"` kills at once".to_owned())
+        }
         _ => did_you_mean(&name.to_ascii_uppercase(), SIGNALS.iter().copied()),
     };
     Err(Wrong { message: format!("`{text}` is not a signal to stop with"), help })
@@ -265,7 +267,9 @@ fn mount_option(text: &str) -> Checked {
     }
     if let Some(mode) = text.strip_prefix("mode=") {
         let octal = (3..=4).contains(&mode.len()) && mode.bytes().all(|b| (b'0'..=b'7').contains(&b));
-        let wrong = || Wrong::help(format!("`{mode}` is not a file mode"), "three or four octal digits, such as 1777");
+        let wrong = || {
+            Wrong::help(format!("`{mode}` is not a file mode"), "three or four octal digits, such as 1777")
+        };
         return if octal { Ok(text.to_owned()) } else { Err(wrong()) };
     }
     one_of("mount option", text, MOUNT_OPTIONS)

@@ -4,12 +4,12 @@
 //! are added; its ports, its mtu and its settings are its owner's.
 
 use std::fs;
-use std::io::ErrorKind;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use anyhow::{Context, Result, bail, ensure};
 use netlink_packet_route::link::LinkAttribute;
 use nix::errno::Errno;
+use rustix::net::{AddressFamily, SocketType, socket};
 
 use super::message::{self, Link};
 use super::observe::is_dying;
@@ -20,8 +20,7 @@ use crate::sys::netlink::{Netlink, Request, refusal};
 /// The alias of a bridge that we made (`ip link` shows it).
 const MARK: &str = "stockade";
 
-/// Settings of IPv6 for each link; absent on a kernel without it.
-const IPV6_SETTINGS: &str = "/proc/sys/net/ipv6/conf";
+const HOST_PROC: &str = "/proc";
 
 /// Makes sure that the bridge exists, is up, and has the addresses. Idempotent.
 pub fn ensure_bridge(name: &str, bridge: &Bridge) -> Result<()> {
@@ -32,8 +31,8 @@ pub fn ensure_bridge(name: &str, bridge: &Bridge) -> Result<()> {
     };
     ensure!(link.kind == "bridge", "use {name} as a bridge: it is a link of another kind");
     let ours = link.alias == MARK;
-    if ours {
-        refuse_advertisements(name)?;
+    if ours && has_ipv6() {
+        refuse_advertisements(name, Path::new(HOST_PROC))?;
     }
     let requests = missing(&mut netlink, &link, bridge, ours)?;
     netlink.send(&requests).with_context(|| format!("set up bridge {name}"))
@@ -70,21 +69,16 @@ fn bridge_mac(name: &str) -> Result<[u8; 6]> {
     Ok(local_mac(&digest("bridge", &format!("{boot}{name}"))))
 }
 
-/// A jail could otherwise make itself the host's router (CVE-2020-13401).
-pub(super) fn refuse_advertisements(name: &str) -> Result<()> {
-    let file = settings(name).join("accept_ra");
-    match fs::write(&file, "0") {
-        Err(error) if error.kind() == ErrorKind::NotFound && !has_ipv6() => Ok(()),
-        result => result.with_context(|| format!("write {}", file.display())),
-    }
+/// A jail could otherwise make itself a router of the host, or of other jails (CVE-2020-13401).
+pub(super) fn refuse_advertisements(name: &str, proc: &Path) -> Result<()> {
+    let file = proc.join("sys/net/ipv6/conf").join(name).join("accept_ra");
+    fs::write(&file, "0").with_context(|| format!("write {}", file.display()))
 }
 
-fn settings(name: &str) -> PathBuf {
-    Path::new(IPV6_SETTINGS).join(name)
-}
-
+/// Whether the kernel has IPv6. Not asked of /proc: there the names of all network namespaces
+/// share one hash chain, and a look-up costs more with each jail.
 pub(super) fn has_ipv6() -> bool {
-    Path::new(IPV6_SETTINGS).exists()
+    socket(AddressFamily::INET6, SocketType::DGRAM, None).is_ok()
 }
 
 pub(super) fn read(netlink: &mut Netlink, name: &str) -> Result<Option<Link>> {

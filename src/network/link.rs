@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::os::fd::BorrowedFd;
+use std::path::Path;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -96,13 +97,18 @@ pub fn rejoin(spec: &Spec) -> Result<()> {
 
 /// Sets up the calling thread's network namespace: loopback, and with a `spec` the link that
 /// [`connect`] has put there, its addresses and default routes. `CAP_NET_ADMIN` in the user
-/// namespace that owns it is enough; /proc must show this namespace's settings and be writable.
-pub fn configure(spec: Option<&Spec>) -> Result<()> {
+/// namespace that owns it is enough.
+///
+/// `proc` is where a writable proc(5) is mounted. Best the jail's own: in the host's, the names
+/// of all network namespaces share one hash chain, so that each jail makes the next one slower.
+pub fn configure(spec: Option<&Spec>, proc: &Path) -> Result<()> {
     let mut netlink = Netlink::open()?;
     let mut requests = vec![message::change(LOOPBACK, Vec::new(), true)];
     if let Some(spec) = spec {
         let index = inner(&netlink, spec)?;
-        refuse_advertisements(&spec.inside)?;
+        if has_ipv6() {
+            refuse_advertisements(&spec.inside, proc)?;
+        }
         requests.extend(raise(spec));
         let addresses = with_link_local(&spec.addresses, spec.mac);
         requests.extend(addresses.iter().map(|network| message::add_address(index, network)));

@@ -53,7 +53,9 @@ fn sized(spec: &Spec, name: &str) -> Vec<LinkAttribute> {
 }
 
 /// Creates a bridge without spanning tree. Its address is given, for a bridge otherwise takes
-/// that of a port, and changes it as ports come and go.
+/// that of a port, and changes it as ports come and go. Multicast snooping is off: nobody sends
+/// the queries it lives on, so it would forward no less, but it arms timers of all ports
+/// whenever one of them changes.
 pub fn bridge(name: &str, mac: [u8; 6]) -> Request {
     let mut link = LinkMessage::default();
     link.attributes = vec![
@@ -64,6 +66,7 @@ pub fn bridge(name: &str, mac: [u8; 6]) -> Request {
             LinkInfo::Data(InfoData::Bridge(vec![
                 InfoBridge::ForwardDelay(0),
                 InfoBridge::StpState(BridgeStpState::Disabled),
+                InfoBridge::MulticastSnooping(false),
             ])),
         ]),
     ];

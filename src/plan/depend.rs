@@ -112,8 +112,7 @@ fn hold_back(mut judgement: Judgement, name: &JailName, missing: &JailName, live
     if runs(state) {
         return judgement.reduce(&reason);
     }
-    let stop = |action: Action| Action { kind: ActionKind::Stop, changes: Vec::new(), ..action };
-    judgement.action = judgement.action.take().filter(|_| *state != JailState::Down).map(stop);
+    judgement.action = judgement.action.take().filter(|_| *state != JailState::Down).map(Action::into_stop);
     if let Some(action) = &mut judgement.action {
         action.reason = Some(reason.clone());
     }

@@ -41,7 +41,7 @@ impl fmt::Display for Reason {
             Reason::Disabled => "disabled",
             Reason::Held => "stopped by hand",
             Reason::CrashLoop => "crash-loop",
-            Reason::Ended => "ended, and its restart policy leaves it so",
+            Reason::Ended => "ended by itself",
         })
     }
 }
@@ -153,7 +153,7 @@ fn wait(name: &JailName, seen: &LiveJail, at_ms: u64, now_ms: u64) -> Judgement 
     // What was cut off is cleared away at once; a jail that ended keeps its place until then.
     let cut_off = seen.state == JailState::Partial;
     Judgement {
-        action: cut_off.then(|| Action { drift: history(seen), ..Action::new(name, ActionKind::Stop) }),
+        action: cut_off.then(|| stop(name, seen)),
         note: Some(format!("starts again in {seconds} s")),
         wake_ms: Some(at_ms),
         ..Judgement::default()
@@ -167,11 +167,7 @@ fn keep_down(name: &JailName, seen: &LiveJail, reason: Reason) -> Judgement {
         // Asked for in the file: nobody needs to be told.
         Reason::Disabled | Reason::Ended => None,
     };
-    let stop = || Action {
-        drift: history(seen),
-        reason: Some(reason.to_string()),
-        ..Action::new(name, ActionKind::Stop)
-    };
+    let stop = || Action { reason: Some(reason.to_string()), ..stop(name, seen) };
     let action = (seen.state != JailState::Down).then(stop);
     Judgement { action, note, ..Judgement::default() }
 }
@@ -216,6 +212,10 @@ fn kind_of(cost: Cost, steady: bool, changes: &[Change], drift: &[Change]) -> Op
     }
 }
 
+fn stop(name: &JailName, seen: &LiveJail) -> Action {
+    Action { drift: history(seen), ..Action::new(name, ActionKind::Restart) }.into_stop()
+}
+
 /// What became of the jail as a whole, as one line of drift.
 fn history(seen: &LiveJail) -> Vec<Change> {
     let stopping = seen.record.as_ref().is_some_and(|record| record.stopping);
@@ -229,6 +229,14 @@ fn history(seen: &LiveJail) -> Vec<Change> {
         JailState::Exited(exit) => ("state", "running", exit.to_string()),
     };
     vec![Change { key: key.to_owned(), from: Some(from.to_owned()), to: Some(to), cost: Cost::Restart }]
+}
+
+impl Action {
+    /// Stops the jail, or finishes its stop, and no more.
+    pub fn into_stop(mut self) -> Self {
+        self.drift.iter_mut().for_each(|change| change.cost = Cost::None);
+        Self { kind: ActionKind::Stop, changes: Vec::new(), ..self }
+    }
 }
 
 impl Judgement {

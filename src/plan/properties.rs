@@ -146,17 +146,28 @@ fn record(jail: DesiredJail, name: &JailName, run: bool, stopping: bool) -> Reco
     }
 }
 
-/// A live jail; with no settings of its own, its record is what `desired` says.
+#[derive(Clone, Debug)]
+enum Recorded {
+    Nothing,
+    /// What `desired` says.
+    Same,
+    Other(Settings, Vec<JailName>, DesiredRoot),
+}
+
 #[derive(Clone, Debug)]
 struct Seen {
     jail: LiveJail,
-    record: Option<Option<(Settings, Vec<JailName>, DesiredRoot)>>,
+    record: Recorded,
     run: bool,
     stopping: bool,
 }
 
 fn seen() -> impl Strategy<Value = Seen> {
-    let record = of(of((settings(), vec(name(), 0..3), root())));
+    let record = prop_oneof![
+        1 => Just(Recorded::Nothing),
+        1 => Just(Recorded::Same),
+        2 => (settings(), vec(name(), 0..3), root()).prop_map(|(a, b, c)| Recorded::Other(a, b, c)),
+    ];
     let flags =
         (prop::bool::weighted(0.1), prop::bool::weighted(0.2), prop::bool::weighted(0.1), any::<bool>());
     let restarts = (prop::sample::select(vec![0, NOW_MS + 5_000]), prop::bool::weighted(0.1));
@@ -194,9 +205,9 @@ fn case() -> impl Strategy<Value = (Desired, Live)> {
 
 fn live_jail(name: JailName, seen: Seen, desired: &Desired) -> (JailName, LiveJail) {
     let then = match seen.record {
-        None => None,
-        Some(None) => desired.jails.get(&name).cloned(),
-        Some(Some((settings, depend, root))) => Some(desired_jail(&name, settings, &depend, root)),
+        Recorded::Nothing => None,
+        Recorded::Same => desired.jails.get(&name).cloned(),
+        Recorded::Other(settings, depend, root) => Some(desired_jail(&name, settings, &depend, root)),
     };
     let record = then.map(|jail| record(jail, &name, seen.run, seen.stopping));
     let mut jail = LiveJail { record, ..seen.jail };
@@ -212,11 +223,10 @@ fn all(desired: &Desired, live: &Live) -> Plan {
 }
 
 /// What must come out alike, whichever way it was reached.
-fn outcome(live: &Live) -> Vec<(JailName, bool, Option<(Settings, bool)>)> {
+fn outcome(live: &Live) -> Vec<(JailName, bool, Option<Settings>)> {
     let jail = |(name, seen): (&JailName, &LiveJail)| {
-        let up = super::judge::runs(&seen.state);
-        let record = seen.record.as_ref().map(|record| (record.settings.clone(), record.host_usr));
-        (name.clone(), up, record)
+        let record = seen.record.as_ref().map(|record| record.settings.clone());
+        (name.clone(), super::judge::runs(&seen.state), record)
     };
     live.jails.iter().map(jail).collect()
 }

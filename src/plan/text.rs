@@ -143,7 +143,8 @@ fn change_lines(changes: &[Change]) -> Vec<String> {
 }
 
 fn change_text(change: &Change) -> String {
-    let side = |side: &Option<String>| side.as_deref().map_or_else(|| "(unset)".to_owned(), value);
+    let nothing = if change.key.starts_with('/') { "(absent)" } else { "(unset)" };
+    let side = |side: &Option<String>| side.as_deref().map_or_else(|| nothing.to_owned(), value);
     format!("{} {} -> {}", clean(&change.key), side(&change.from), side(&change.to))
 }
 
@@ -185,6 +186,8 @@ fn when(key: &str) -> &'static str {
     let table = key.split('.').next().unwrap_or(key);
     match key.strip_prefix("exec.") {
         _ if key.starts_with('/') => "written only",
+        // The jail as a whole; it comes down, or is down and is cleared away.
+        None if matches!(key, "state" | "keeper" | "record") => "stop",
         _ if matches!(table, "depend" | "enabled" | "restart") => "at once",
         Some(part) if STOP_KEYS.contains(&part) => "next stop",
         None if key == "root.on_stop" => "next stop",

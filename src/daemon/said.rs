@@ -118,14 +118,14 @@ impl Said {
 mod tests {
     use super::*;
 
-    fn name(text: &str) -> Option<JailName> {
-        Some(JailName::new(text).unwrap())
+    fn name(text: &str) -> JailName {
+        JailName::new(text).unwrap()
     }
 
     fn report(diagnostics: &[&str], failures: &[(&str, &str)]) -> PassReport {
         PassReport {
             diagnostics: diagnostics.iter().map(ToString::to_string).collect(),
-            failures: failures.iter().map(|(jail, text)| (name(jail).unwrap(), (*text).into())).collect(),
+            failures: failures.iter().map(|(jail, text)| (name(jail), (*text).into())).collect(),
             ..PassReport::default()
         }
     }
@@ -134,7 +134,7 @@ mod tests {
     fn each_trouble_is_said_once() {
         let (mut said, now) = (Said::default(), Instant::now());
         let warn = |text: &str| Line::Warn(None, text.into());
-        let error = |jail, text: &str| Line::Error(name(jail), text.into());
+        let error = |jail: &str, text: &str| Line::Error(Some(name(jail)), text.into());
         for (diagnostics, failures, expect) in [
             (
                 &["a:1:1: x"][..],
@@ -143,7 +143,7 @@ mod tests {
             ),
             (&["a:1:1: x"], &[("web", "no bridge")], vec![]),
             (&["a:1:1: x", "b:2:2: y"], &[("web", "no bridge")], vec![warn("b:2:2: y")]),
-            (&["b:2:2: y"], &[], vec![Line::Info(name("web"), "no failure any more".into())]),
+            (&["b:2:2: y"], &[], vec![Line::Info(Some(name("web")), "no failure any more".into())]),
             (&[], &[], vec![Line::Info(None, "the definitions are without errors again".into())]),
             (&["a:1:1: x"], &[("web", "no bridge")], vec![warn("a:1:1: x"), error("web", "no bridge")]),
         ] {
@@ -164,7 +164,7 @@ mod tests {
             "process 10 ended (and 9 others since the last line)",
             "process 20 ended (and 9 others since the last line)",
         ];
-        assert_eq!(lines, expect.map(|text| Line::Error(name("web"), text.into())));
+        assert_eq!(lines, expect.map(|text| Line::Error(Some(name("web")), text.into())));
     }
 
     #[test]

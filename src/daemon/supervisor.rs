@@ -37,7 +37,10 @@ pub fn progress() {
     // Held by another thread: that one is feeding.
     let Ok(mut fed) = watchdog.fed.try_lock() else { return };
     if fed.is_none_or(|at| at.elapsed() >= watchdog.period / 4) {
-        tell(&[NotifyState::Watchdog]);
+        // Before the daemon is ready and after it was asked to stop there is no watchdog but a
+        // timeout, which is put off by the same period.
+        let period = u32::try_from(watchdog.period.as_micros()).unwrap_or(u32::MAX);
+        tell(&[NotifyState::Watchdog, NotifyState::ExtendTimeoutUsec(period)]);
         *fed = Some(Instant::now());
     }
 }

@@ -122,7 +122,7 @@ fn changed_files(record: &Record) -> Result<BTreeSet<std::path::PathBuf>> {
         return Ok(BTreeSet::new());
     }
     let Some(init) = record.init else { return Ok(BTreeSet::new()) };
-    Ok(crate::root::files::changed(root_of(init)?.as_fd(), &record.files))
+    Ok(crate::root::files::changed(root_of(init)?.as_fd(), &record.files, record.first_id))
 }
 
 /// The root of a running jail, by its init: `/proc/PID/root`.

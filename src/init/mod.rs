@@ -12,7 +12,7 @@ mod pid1;
 pub mod program;
 mod sysctl;
 
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
 use anyhow::{Context, Result, anyhow, bail};
 use serde::{Deserialize, Serialize};
@@ -94,7 +94,6 @@ fn run(spec: &Spec, inherited: Inherited) -> Result<std::convert::Infallible> {
     let root = build_root(spec, &inherited.devices, descriptors, &missing)?;
     drop(inherited.devices);
     names(spec)?;
-    network::configure(spec.network.as_ref())?;
     let console = console::open(spec.stdio, root.as_fd())?;
     mount::pivot(root.as_fd())?;
     drop(root);
@@ -141,6 +140,9 @@ fn build_root(
         mounts::attach_at(root.as_fd(), "usr", usr.as_fd(), true)?;
     }
     let proc = mounts::proc(root.as_fd())?;
+    // Through the jail's own procfs: the host's looks up network parameters of all jails in one list.
+    let own_proc = format!("/proc/self/fd/{}", proc.as_raw_fd());
+    network::configure(spec.network.as_ref(), std::path::Path::new(&own_proc))?;
     sysctl::apply(spec, proc.as_fd())?;
     devices::dev(root.as_fd(), devices, spec)?;
     mounts::sys(root.as_fd(), spec)?;

@@ -225,9 +225,9 @@ pub fn become_program(start: &Start<'_>, streams: [OwnedFd; 3]) -> anyhow::Error
 }
 
 fn prepare(start: &Start<'_>, streams: [OwnedFd; 3]) -> Result<()> {
-    for (number, stream) in streams.iter().enumerate() {
-        confine::dup2(stream.as_fd(), i32::try_from(number).expect("three streams"))?;
-    }
+    rustix::stdio::dup2_stdin(&streams[0]).context("set standard input")?;
+    rustix::stdio::dup2_stdout(&streams[1]).context("set standard output")?;
+    rustix::stdio::dup2_stderr(&streams[2]).context("set standard error")?;
     drop(streams);
     confine::umask(start.profile.umask);
     confine::limit(&start.profile.rlimits)?;

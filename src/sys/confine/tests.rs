@@ -1,7 +1,7 @@
 //! On the kernel: each case in a child process of its own, which the parent reads out by a pipe.
 //! They need root; without it they say so and pass, or fail where STOCKADE_TEST_MUST_RUN=1.
 
-use std::fs::{File, Permissions, copy, set_permissions};
+use std::fs::{File, Permissions, set_permissions};
 use std::io::{Read, Write};
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::CommandExt;
@@ -275,8 +275,10 @@ fn setuid_programs_gain_nothing() {
     let folder = tempfile::tempdir().unwrap();
     set_permissions(folder.path(), Permissions::from_mode(0o755)).unwrap();
     let program = folder.path().join("id");
-    copy("/usr/bin/id", &program).unwrap();
-    set_permissions(&program, Permissions::from_mode(0o4755)).unwrap();
+    // By another process: a child forked by a test beside this one would inherit the descriptor
+    // that a copy writes to, and make the program busy.
+    let copied = Command::new("install").args(["-m", "4755", "/usr/bin/id"]).arg(&program).status().unwrap();
+    assert!(copied.success());
     let effective = |sealed: bool| {
         let profile = app();
         let filter = profile.program();

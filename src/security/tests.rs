@@ -95,7 +95,7 @@ fn check_refused(settings: &[(&str, Value)], expect: &[(&str, &str)]) {
 #[test]
 fn what_cannot_be_is_refused_by_key() {
     let [userns, host_root] = on_host();
-    check_refused(&[userns.clone()], &[("security.userns", "host-root")]);
+    check_refused(std::slice::from_ref(&userns), &[("security.userns", "host-root")]);
     check_refused(
         &[userns.clone(), host_root.clone(), ("exec.boot", json!("/sbin/init"))],
         &[("exec.boot", "userns")],

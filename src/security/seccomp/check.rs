@@ -5,7 +5,7 @@
 
 #![forbid(unsafe_code)]
 
-use super::tree::{ALLOW, ERRNO, Instruction, JUMP_ANY_BIT, JUMP_EQUAL, JUMP_GREATER, give, load, test};
+use super::tree::{ALLOW, Instruction, JUMP_ANY_BIT, JUMP_EQUAL, JUMP_GREATER, errno, give, load, test};
 
 /// An argument check.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -41,8 +41,8 @@ const NETLINK_AUDIT: u32 = 9;
 /// Linux, Linux with 32-bit addresses, the same two with `uname` 2.6, and the query.
 const DOMAINS: [u32; 5] = [0, 0x8, 0x2_0000, 0x2_0008, 0xffff_ffff];
 
-const EPERM: Instruction = give(ERRNO | 1);
-const EAFNOSUPPORT: Instruction = give(ERRNO | 97);
+const EPERM: Instruction = give(errno(1));
+const EAFNOSUPPORT: Instruction = give(errno(97));
 const ALLOWED: Instruction = give(ALLOW);
 
 /// Loads the low half of an argument; both architectures are little-endian.

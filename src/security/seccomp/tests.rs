@@ -2,7 +2,7 @@
 
 use super::check::{NEW_NAMESPACE, NEW_TIME, NEW_USER};
 use super::tree::{
-    ALLOW, ERRNO, JUMP, JUMP_ANY_BIT, JUMP_AT_LEAST, JUMP_EQUAL, JUMP_GREATER, KILL_PROCESS, LOAD, RETURN,
+    ALLOW, JUMP, JUMP_ANY_BIT, JUMP_AT_LEAST, JUMP_EQUAL, JUMP_GREATER, KILL_PROCESS, LOAD, RETURN, errno,
 };
 use super::*;
 use crate::security::capability::{APP, SYSTEM};
@@ -19,9 +19,6 @@ const PROFILES: [Rules; 5] = [
     Rules { kind: Kind::System, capabilities: !0, allowances: OPEN },
 ];
 
-const fn errno(number: u32) -> u32 {
-    ERRNO | number
-}
 const EPERM: u32 = errno(1);
 const ENOSYS: u32 = errno(38);
 const EAFNOSUPPORT: u32 = errno(97);
@@ -39,9 +36,10 @@ impl Data {
         match offset {
             0 => self.number,
             4 => self.architecture,
-            16..=60 if offset % 4 == 0 => {
+            16..=60 if offset.is_multiple_of(4) => {
                 let argument = self.arguments[(offset as usize - 16) / 8];
-                if offset % 8 == 0 { argument as u32 } else { (argument >> 32) as u32 }
+                let half = if offset.is_multiple_of(8) { argument } else { argument >> 32 };
+                u32::try_from(half & 0xffff_ffff).unwrap()
             }
             _ => panic!("load at {offset}"),
         }
@@ -107,7 +105,7 @@ fn the_tree_agrees_with_the_table() {
             let data = Data { number, architecture: architecture.audit_number(), arguments: [0; 6] };
             let expect = match call.map(|call| rules.verdict(call.group)) {
                 None => ENOSYS,
-                Some(Verdict::Errno(number)) => errno(number.into()),
+                Some(Verdict::Errno(number)) => errno(number),
                 Some(Verdict::Allow | Verdict::Check(_)) => ALLOW,
             };
             let (found, steps, arguments) = run(&program, data);
@@ -192,7 +190,7 @@ fn arguments_decide_by_their_low_half() {
         check(rules, "clone", [0x0121_2011, 0, 0], ALLOW);
     }
     for (rules, expect) in [(app, EPERM), (mount, ALLOW), (system, ALLOW)] {
-        check(rules, "clone", [new_net | 17, 0, 0], expect);
+        check(rules, "clone", [new_net | 0x11, 0, 0], expect);
         check(rules, "unshare", [new_net, 0, 0], expect);
         check(rules, "unshare", [NEW_TIME.into(), 0, 0], expect);
         check(rules, "clone", [NEW_TIME.into(), 0, 0], ALLOW);
@@ -237,12 +235,11 @@ fn programs_are_well_formed_and_small() {
 /// A tree too wide for the 8-bit jumps still finds every number.
 #[test]
 fn far_jumps_reach() {
-    let ranges: Vec<Range> =
-        (0..2000u32).map(|first| Range { first, verdict: Verdict::Errno((first % 4000) as u16) }).collect();
-    let program = tree::compile(7, &ranges);
+    let range = |number: u16| Range { first: number.into(), verdict: Verdict::Errno(number) };
+    let program = tree::compile(7, &(0..2000).map(range).collect::<Vec<_>>());
     assert!(program.iter().any(|instruction| instruction.code == JUMP));
     for number in 0..2000 {
-        let data = Data { number, architecture: 7, arguments: [0; 6] };
+        let data = Data { number: number.into(), architecture: 7, arguments: [0; 6] };
         assert_eq!(run(&program, data).0, errno(number), "{number}");
     }
 }

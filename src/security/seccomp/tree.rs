@@ -31,7 +31,7 @@ pub const RETURN: u16 = 0x06;
 
 /// What a filter answers: `linux/seccomp.h`.
 pub const ALLOW: u32 = 0x7fff_0000;
-pub const ERRNO: u32 = 0x0005_0000;
+const ERRNO: u32 = 0x0005_0000;
 pub const KILL_PROCESS: u32 = 0x8000_0000;
 
 /// Offsets in `struct seccomp_data`.
@@ -59,6 +59,11 @@ pub const fn load(offset: u32) -> Instruction {
 
 pub const fn give(answer: u32) -> Instruction {
     Instruction { code: RETURN, jt: 0, jf: 0, k: answer }
+}
+
+/// The answer that fails a call with this error.
+pub const fn errno(number: u16) -> u32 {
+    ERRNO | number as u32
 }
 
 pub const fn test(code: u16, k: u32, jt: u8, jf: u8) -> Instruction {
@@ -102,7 +107,7 @@ fn grow(backwards: &mut Vec<Instruction>, ranges: &[Range]) {
 fn leaf(backwards: &mut Vec<Instruction>, verdict: Verdict) {
     match verdict {
         Verdict::Allow => backwards.push(give(ALLOW)),
-        Verdict::Errno(errno) => backwards.push(give(ERRNO | u32::from(errno))),
+        Verdict::Errno(number) => backwards.push(give(errno(number))),
         Verdict::Check(check) => backwards.extend(check::instructions(check).iter().rev()),
     }
 }

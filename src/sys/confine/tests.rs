@@ -1,7 +1,7 @@
 //! On the kernel: each case in a child process of its own, which the parent reads out by a pipe.
 //! They need root; without it they say so and pass, or fail where STOCKADE_TEST_MUST_RUN=1.
 
-use std::fs::{File, Permissions, copy, set_permissions};
+use std::fs::{File, Permissions, set_permissions};
 use std::io::{Read, Write};
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::CommandExt;
@@ -111,6 +111,7 @@ const fn case(what: &'static str, number: c_long, arguments: [u64; 3], expect: i
 }
 
 const TIOCSTI: u64 = 0x5412;
+const AF_ALG: u64 = 38;
 const HIGH: u64 = 0xdead_beef << 32;
 const CLOSED: &[Case] = &[
     case("unshare user", libc::SYS_unshare, [0x1000_0000, 0, 0], libc::EPERM),
@@ -120,8 +121,8 @@ const CLOSED: &[Case] = &[
     case("TIOCSTI", libc::SYS_ioctl, [u64::MAX, TIOCSTI, 0], libc::EPERM),
     case("TIOCSTI with high bits", libc::SYS_ioctl, [u64::MAX, TIOCSTI | HIGH, 0], libc::EPERM),
     case("TIOCLINUX", libc::SYS_ioctl, [u64::MAX, 0x541c, 0], libc::EPERM),
-    case("AF_ALG", libc::SYS_socket, [38, 5, 0], libc::EPERM),
-    case("AF_ALG with high bits", libc::SYS_socket, [38 | HIGH, 5, 0], libc::EPERM),
+    case("AF_ALG", libc::SYS_socket, [AF_ALG, 5, 0], libc::EPERM),
+    case("AF_ALG with high bits", libc::SYS_socket, [HIGH | AF_ALG, 5, 0], libc::EPERM),
     case("AF_RXRPC", libc::SYS_socket, [33, 2, 2], libc::EPERM),
     case("audit", libc::SYS_socket, [16, 3, 9], libc::EAFNOSUPPORT),
     case("mount", libc::SYS_mount, [0, 0, 0], libc::EPERM),
@@ -274,8 +275,10 @@ fn setuid_programs_gain_nothing() {
     let folder = tempfile::tempdir().unwrap();
     set_permissions(folder.path(), Permissions::from_mode(0o755)).unwrap();
     let program = folder.path().join("id");
-    copy("/usr/bin/id", &program).unwrap();
-    set_permissions(&program, Permissions::from_mode(0o4755)).unwrap();
+    // By another process: a child forked by a test beside this one would inherit the descriptor
+    // that a copy writes to, and make the program busy.
+    let copied = Command::new("install").args(["-m", "4755", "/usr/bin/id"]).arg(&program).status().unwrap();
+    assert!(copied.success());
     let effective = |sealed: bool| {
         let profile = app();
         let filter = profile.program();

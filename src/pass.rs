@@ -53,3 +53,25 @@ pub fn pass(paths: &Paths, options: &PassOptions<'_>) -> Result<Passed> {
     }
     Ok(Passed { diagnostics, desired, live, plan, failures })
 }
+
+impl Passed {
+    fn done(&self, wanted: impl Fn(&crate::plan::Action) -> bool) -> usize {
+        let well = |name: &JailName| !self.failures.contains_key(name);
+        self.plan.actions.iter().filter(|action| well(&action.name) && wanted(action)).count()
+    }
+
+    /// Jails that this pass brought up which were not up before.
+    pub fn started(&self) -> usize {
+        self.done(|action| action.has_start() && !self.was_up(&action.name))
+    }
+
+    /// Jails that this pass took down for good.
+    pub fn stopped(&self) -> usize {
+        self.done(|action| !action.has_start() && self.was_up(&action.name))
+    }
+
+    fn was_up(&self, name: &JailName) -> bool {
+        use crate::live::JailState::{Frozen, Up};
+        self.live.jails.get(name).is_some_and(|jail| matches!(jail.state, Up | Frozen))
+    }
+}

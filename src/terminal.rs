@@ -84,6 +84,33 @@ pub fn relay(master: Option<BorrowedFd<'_>>, pidfd: BorrowedFd<'_>, forward: &dy
     }
 }
 
+/// The key that leaves a console: ctrl-].
+const LEAVE: u8 = 0x1d;
+
+/// Relays a keeper's console until ctrl-] is typed or the other side closes.
+pub fn attach(socket: BorrowedFd<'_>) -> Result<()> {
+    let _raw = Raw::start(true)?;
+    let stdin = rustix::stdio::stdin();
+    let mut chunk = [0_u8; CHUNK];
+    loop {
+        let mut fds = [PollFd::new(&socket, PollFlags::IN), PollFd::from_borrowed_fd(stdin, PollFlags::IN)];
+        rustix::io::retry_on_intr(|| poll(&mut fds, None)).context("poll")?;
+        if !fds[0].revents().is_empty() {
+            match crate::sys::socket::receive(socket)? {
+                Some((bytes, _)) if write_all(rustix::stdio::stdout(), &bytes) => {}
+                _ => return Ok(()),
+            }
+        }
+        if !fds[1].revents().is_empty() {
+            let length = rustix::io::read(stdin, &mut chunk).unwrap_or(0);
+            if length == 0 || chunk[..length].contains(&LEAVE) {
+                return Ok(());
+            }
+            crate::sys::socket::send(socket, &chunk[..length], &[])?;
+        }
+    }
+}
+
 fn pass_on(signal: i32, master: Option<BorrowedFd<'_>>, forward: &dyn Fn(i32)) {
     match (signal, master) {
         (libc::SIGWINCH, Some(master)) => copy_size(master),

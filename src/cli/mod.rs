@@ -1,1 +1,81 @@
-pub fn main() -> i32 { 0 }
+//! The verbs: what a person types, and the exit status. Each verb is a thin composition of the
+//! rest; the shapes of tables and JSON are made where the facts are.
+
+mod command;
+mod exec;
+//mod gc;
+mod jails;
+//mod logs;
+mod output;
+mod plan;
+//mod reference;
+mod run;
+
+use clap::Parser;
+
+pub use command::{Command, Options};
+
+/// Exit statuses, stockade(8).
+pub const DONE: i32 = 0;
+pub const FAILED: i32 = 1;
+pub const INVALID: i32 = 3;
+pub const CHANGES: i32 = 4;
+
+/// Parses, dispatches, and prints the one error there may be.
+pub fn main() -> i32 {
+    restore_pipe_signal();
+    let options = Options::parse();
+    match dispatch(&options) {
+        Ok(status) => status,
+        Err(error) => {
+            output::error(&options, &error);
+            status_of(&error, &options.command)
+        }
+    }
+}
+
+/// `exec` and `run` reserve 125 to 127 for what is not the program's own status.
+fn status_of(error: &anyhow::Error, command: &Command) -> i32 {
+    match command {
+        Command::Exec(_) | Command::Shell(_) | Command::Run(_) => crate::init::program::exit_status(error),
+        _ => FAILED,
+    }
+}
+
+/// `stockade ls | head` ends quietly, as other programs do.
+fn restore_pipe_signal() {
+    // A default disposition can always be set.
+    let _ = crate::sys::process::default_pipe_signal();
+}
+
+fn dispatch(options: &Options) -> anyhow::Result<i32> {
+    match &options.command {
+        Command::Logs(_) | Command::Destroy(_) | Command::Gc(_) | Command::Template(_) | Command::Doctor | Command::Explain(_) | Command::Schema | Command::Man | Command::Completions(_) => Ok(2),
+        Command::Check(check) => plan::check(options, &check.files),
+        Command::Plan(plan) => plan::plan(options, &plan.only),
+        Command::Apply(apply) => plan::apply(options, &apply.only, apply.no_restart),
+        Command::Daemon => plan::daemon(options),
+        Command::Ls(ls) => jails::ls(options, &ls.names),
+        Command::Show(named) => jails::show(options, &named.name),
+        Command::Status => jails::status(options),
+        Command::Start(many) => jails::start(options, &many.names),
+        Command::Stop(many) => jails::stop(options, &many.names),
+        Command::Restart(many) => jails::restart(options, &many.names),
+        Command::Kill(kill) => jails::kill(options, &kill.name, &kill.signal),
+        Command::Freeze(many) => jails::freeze(options, &many.names, true),
+        Command::Thaw(many) => jails::freeze(options, &many.names, false),
+        Command::Exec(exec) => exec::exec(options, exec),
+        Command::Shell(shell) => exec::shell(options, shell),
+        Command::Console(named) => exec::console(options, &named.name),
+        //Command::Logs(logs) => logs::logs(options, logs),
+        Command::Run(run) => run::run(options, run),
+        //Command::Destroy(destroy) => gc::destroy(options, destroy),
+        //Command::Gc(gc) => gc::gc(options, gc.dry_run),
+        //Command::Template(template) => gc::template(options, template),
+        //Command::Doctor => reference::doctor(options),
+        //Command::Explain(explain) => reference::explain(options, explain.key.as_deref()),
+        //Command::Schema => reference::schema(),
+        //Command::Man => reference::man(),
+        //Command::Completions(completions) => reference::completions(completions.shell),
+    }
+}

@@ -23,6 +23,13 @@ pub(super) fn hold(run: &Path) -> anyhow::Result<File> {
     Ok(file)
 }
 
+/// Whether a daemon holds the lock now.
+pub(super) fn is_held(run: &Path) -> bool {
+    let Ok(file) = File::open(run.join("daemon.lock")) else { return false };
+    // Shared, so that two who only look do not see each other.
+    matches!(file.try_lock_shared(), Err(TryLockError::WouldBlock))
+}
+
 fn write_pid(file: &mut File) -> std::io::Result<()> {
     file.set_len(0)?;
     file.rewind()?;

@@ -86,6 +86,11 @@ impl Default for Options {
     }
 }
 
+/// Whether a daemon serves these directories.
+pub fn is_running(run: &Path) -> bool {
+    lock::is_held(run)
+}
+
 /// Runs in the foreground until SIGTERM or SIGINT.
 pub fn run(paths: &Paths, options: Options, pass: &mut Pass<'_>) -> anyhow::Result<()> {
     log::start(options.log);

@@ -147,7 +147,7 @@ pub fn spawn_joining(
                 return Ok(Child { pid, pidfd });
             }
             let status = process::reap(pidfd.as_fd())?.status();
-            Err(anyhow::Error::new(NotStarted::from_status(status)).context(reason))
+            Err(failed(status, reason))
         }
     }
 }
@@ -176,6 +176,11 @@ fn take_terminal(terminal: &OwnedFd) -> Result<()> {
 /// 127 for a program that is not there, 126 for one that cannot be run, 125 for our own fault.
 pub fn exit_status(error: &anyhow::Error) -> i32 {
     error.downcast_ref::<NotStarted>().map_or(FAULT, |why| why.status())
+}
+
+/// An init's report as an error that keeps the exit status.
+pub fn failed(status: i32, reason: String) -> anyhow::Error {
+    anyhow::Error::new(NotStarted::from_status(status)).context(reason)
 }
 
 /// Why a program does not run, for the exit status.

@@ -6,15 +6,10 @@ use std::os::fd::BorrowedFd;
 use anyhow::{Context, Result};
 use rustix::fs::{Mode, OFlags, ResolveFlags};
 
-use crate::jail::NetworkMode;
 use crate::spec::Spec;
 
-/// The profile's parameters; a file that is absent (no IPv6) is passed over. Only a vnet jail has
-/// anything to gain from them: a stack without a link stays as the kernel made it.
+/// The profile's parameters; a file that is absent (no IPv6) is passed over.
 pub fn apply(spec: &Spec, proc: BorrowedFd<'_>) -> Result<()> {
-    if spec.jail.network.mode != NetworkMode::Vnet {
-        return Ok(());
-    }
     spec.profile.sysctls.iter().try_for_each(|(name, value)| write(proc, &format!("sys/{name}"), value))
 }
 

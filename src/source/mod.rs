@@ -13,7 +13,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use crate::definition::{self, RawHost};
-use crate::desired::{Desired, Paths};
+use crate::desired::{Desired, HostConfig, Paths};
 use crate::diagnostic::Diagnostic;
 use crate::jail::JailName;
 use crate::resolve::{self, Input};
@@ -81,6 +81,33 @@ pub fn load_with(paths: &Paths, files: &[PathBuf]) -> (Desired, Vec<Diagnostic>)
         texts.definition(file, Guard::lenient());
     }
     resolve::resolve(parse(paths, texts))
+}
+
+/// One definition given as text beside the host's file and templates, which may be absent: for
+/// `run`. The other jails are left out.
+pub fn load_text(paths: &Paths, name: &JailName, text: &str) -> (Desired, Vec<Diagnostic>) {
+    let mut texts = read_shared(paths);
+    texts.definitions.push((PathBuf::from(format!("{name}.toml")), text.to_owned()));
+    resolve::resolve(parse(paths, texts))
+}
+
+/// The host's own keys alone, with their defaults where its file is absent or has errors.
+pub fn host(paths: &Paths) -> HostConfig {
+    let mut texts = Texts::default();
+    texts.host(&config(paths).join("stockade.toml"), Guard::strict());
+    resolve::resolve(parse(paths, texts)).0.host
+}
+
+/// The host's file and the templates, as far as they are there.
+fn read_shared(paths: &Paths) -> Texts {
+    let config = config(paths);
+    let guard = Guard::strict();
+    let mut texts = Texts::default();
+    if directory(config, guard).is_ok() {
+        texts.host(&config.join("stockade.toml"), guard);
+        texts.templates(&config.join("templates"), guard);
+    }
+    texts
 }
 
 /// The directory of `paths`, or the usual one.

@@ -196,6 +196,15 @@ fn set_signal_mask(mask: nix::sys::signal::SigSet) {
     mask.thread_set_mask().expect("SIG_SETMASK with a valid set cannot fail");
 }
 
+/// SIGPIPE ends a command whose reader has gone, as it does for other programs.
+pub fn default_pipe_signal() -> io::Result<()> {
+    // SAFETY: SIG_DFL installs no code of ours.
+    if unsafe { libc::signal(libc::SIGPIPE, libc::SIG_DFL) } == libc::SIG_ERR {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(())
+}
+
 /// A signalfd(2) for every signal; they must be blocked.
 pub fn signal_descriptor() -> Result<nix::sys::signalfd::SignalFd> {
     use nix::sys::signalfd::{SfdFlags, SignalFd};

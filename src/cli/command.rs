@@ -1,0 +1,260 @@
+//! What clap parses; types only.
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand};
+
+use crate::desired::Paths;
+
+/// Declarative jails for Linux.
+#[derive(Debug, Parser)]
+#[command(name = "stockade", version, about, max_term_width = 100, disable_help_subcommand = true)]
+pub struct Options {
+    #[command(subcommand)]
+    pub command: Command,
+    /// Definitions and templates [default: /etc/stockade]
+    #[arg(long, global = true, value_name = "DIR", env = "STOCKADE_CONFIG_DIR")]
+    pub config_dir: Option<PathBuf>,
+    /// Layers and the jails' own files [default: /var/lib/stockade]
+    #[arg(long, global = true, value_name = "DIR")]
+    pub state_dir: Option<PathBuf>,
+    /// What is gone after a reboot [default: /run/stockade]
+    #[arg(long, global = true, value_name = "DIR")]
+    pub run_dir: Option<PathBuf>,
+    /// Console logs [default: /var/log/stockade]
+    #[arg(long, global = true, value_name = "DIR")]
+    pub log_dir: Option<PathBuf>,
+    /// Print JSON
+    #[arg(long, global = true)]
+    pub json: bool,
+}
+
+impl Options {
+    /// The directories that flags name; an empty one is left to the host's file or the default.
+    pub fn paths(&self) -> Paths {
+        let or_empty = |path: &Option<PathBuf>| path.as_deref().map(absolute).unwrap_or_default();
+        Paths {
+            config: or_empty(&self.config_dir),
+            state: or_empty(&self.state_dir),
+            run: or_empty(&self.run_dir),
+            log: or_empty(&self.log_dir),
+        }
+    }
+}
+
+/// Keepers run elsewhere than the caller: a relative directory would mean another one to them.
+fn absolute(path: &std::path::Path) -> PathBuf {
+    std::path::absolute(path).unwrap_or_else(|_| path.to_owned())
+}
+
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Check the definitions, or these files
+    Check(Check),
+    /// Show what apply would do (exit status 4 if anything)
+    Plan(Plan),
+    /// Make the jails equal to their definitions
+    Apply(Apply),
+    /// Keep the jails equal to their definitions
+    Daemon,
+    /// List jails
+    Ls(Ls),
+    /// Show one jail: its keys, its limits as they are in force, its root
+    Show(Named),
+    /// Show how many jails are in which state, and what is wrong
+    Status,
+    /// Start jails, also ones that were stopped by hand
+    Start(Many),
+    /// Stop jails until they are started by hand
+    Stop(Many),
+    /// Stop and start jails
+    Restart(Many),
+    /// Send a signal to a jail's main process
+    Kill(Kill),
+    /// Freeze every process of jails
+    Freeze(Many),
+    /// Let frozen jails go on
+    Thaw(Many),
+    /// Run a command in a running jail
+    Exec(Exec),
+    /// Open a shell in a running jail
+    Shell(Shell),
+    /// Attach to a jail's console (leave with ctrl-] )
+    Console(Named),
+    /// Show what a jail has printed
+    Logs(Logs),
+    /// Run a command in a throw-away jail
+    Run(Run),
+    /// Stop a jail and delete its files
+    Destroy(Destroy),
+    /// Remove what nothing uses any more
+    Gc(Gc),
+    /// Templates
+    Template(Template),
+    /// Tell what this host can and cannot do, with the remedy
+    Doctor,
+    /// Explain a key of the definition files
+    Explain(Explain),
+    /// Print the JSON schema of a jail's file
+    Schema,
+    /// Print the part of stockade.toml(5) that lists the keys
+    #[command(hide = true)]
+    Man,
+    /// Print a completion script
+    Completions(Completions),
+}
+
+#[derive(Debug, Args)]
+pub struct Check {
+    pub files: Vec<PathBuf>,
+}
+
+#[derive(Debug, Args)]
+pub struct Plan {
+    /// Just these jails and what they need
+    #[arg(long, value_name = "NAME")]
+    pub only: Vec<String>,
+}
+
+#[derive(Debug, Args)]
+pub struct Apply {
+    /// Just these jails and what they need
+    #[arg(long, value_name = "NAME")]
+    pub only: Vec<String>,
+    /// Leave out what would interrupt a running jail
+    #[arg(long)]
+    pub no_restart: bool,
+}
+
+#[derive(Debug, Args)]
+pub struct Ls {
+    pub names: Vec<String>,
+}
+
+#[derive(Debug, Args)]
+pub struct Named {
+    pub name: String,
+}
+
+#[derive(Debug, Args)]
+pub struct Many {
+    #[arg(required = true)]
+    pub names: Vec<String>,
+}
+
+#[derive(Debug, Args)]
+pub struct Kill {
+    pub name: String,
+    /// By name without SIG, or by number
+    #[arg(short, long, default_value = "TERM")]
+    pub signal: String,
+}
+
+#[derive(Debug, Args)]
+pub struct Exec {
+    pub name: String,
+    /// User in the jail, by name or number
+    #[arg(short, long)]
+    pub user: Option<String>,
+    /// Directory in the jail
+    #[arg(short, long, value_name = "DIR")]
+    pub workdir: Option<PathBuf>,
+    /// Additional environment
+    #[arg(short, long, value_name = "NAME=VALUE")]
+    pub env: Vec<String>,
+    /// Keep this command's own streams even on a terminal
+    #[arg(short = 'T', long)]
+    pub no_terminal: bool,
+    #[arg(last = true, required = true, value_name = "CMD")]
+    pub argv: Vec<String>,
+}
+
+#[derive(Debug, Args)]
+pub struct Shell {
+    pub name: String,
+    /// User in the jail, by name or number
+    #[arg(short, long)]
+    pub user: Option<String>,
+}
+
+#[derive(Debug, Args)]
+pub struct Logs {
+    pub name: String,
+    /// Go on as more comes
+    #[arg(short, long)]
+    pub follow: bool,
+    /// Since a moment (2026-11-23T10:00:00Z) or a while ago (10m)
+    #[arg(long, value_name = "TIME")]
+    pub since: Option<String>,
+    /// The last lines only
+    #[arg(short = 'n', long, value_name = "COUNT")]
+    pub lines: Option<usize>,
+    /// Without the time of each line
+    #[arg(long)]
+    pub no_time: bool,
+}
+
+#[derive(Debug, Args)]
+pub struct Run {
+    pub template: String,
+    /// A name instead of one made up
+    #[arg(long)]
+    pub name: Option<String>,
+    /// User in the jail, by name or number
+    #[arg(short, long)]
+    pub user: Option<String>,
+    /// A key of the definition, `limits.memory="64M"`
+    #[arg(short, long, value_name = "KEY=VALUE")]
+    pub set: Vec<String>,
+    /// Additional environment
+    #[arg(short, long, value_name = "NAME=VALUE")]
+    pub env: Vec<String>,
+    /// Keep this command's own streams even on a terminal
+    #[arg(short = 'T', long)]
+    pub no_terminal: bool,
+    #[arg(last = true, required = true, value_name = "CMD")]
+    pub argv: Vec<String>,
+}
+
+#[derive(Debug, Args)]
+pub struct Destroy {
+    #[arg(required = true)]
+    pub names: Vec<String>,
+    /// Without asking
+    #[arg(long)]
+    pub yes: bool,
+}
+
+#[derive(Debug, Args)]
+pub struct Gc {
+    /// Only say what would be removed
+    #[arg(short = 'n', long)]
+    pub dry_run: bool,
+}
+
+#[derive(Debug, Args)]
+pub struct Template {
+    #[command(subcommand)]
+    pub verb: TemplateVerb,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum TemplateVerb {
+    /// List templates, their layers and who uses them
+    Ls,
+    /// Build a template's layers now
+    Build { name: String },
+    /// Remove layers that no jail uses
+    Gc,
+}
+
+#[derive(Debug, Args)]
+pub struct Explain {
+    /// Without one: all keys, a line each
+    pub key: Option<String>,
+}
+
+#[derive(Debug, Args)]
+pub struct Completions {
+    pub shell: clap_complete::Shell,
+}

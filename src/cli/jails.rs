@@ -1,0 +1,268 @@
+//! Verbs about single jails: what they are, and up and down by hand.
+
+use std::collections::BTreeMap;
+
+use anyhow::{Context, Result, anyhow, bail};
+use serde_json::{Value, json};
+
+use super::{DONE, FAILED, Options, exec, output};
+use crate::desired::Desired;
+use crate::diagnostic;
+use crate::execute::{self, Host};
+use crate::jail::JailName;
+use crate::journal::lock;
+use crate::live::{JailState, Live, Restarts};
+use crate::pass::{self, PassOptions};
+use crate::status::{self, Row, Usage};
+use crate::sys::process;
+use crate::{keys, probe, source};
+
+/// Everything there is to see, for the verbs that only look.
+struct View {
+    desired: Desired,
+    live: Live,
+    rows: Vec<Row>,
+    host: Host,
+}
+
+fn view(options: &Options) -> Result<View> {
+    let (desired, _) = source::load(&options.paths());
+    let host = Host::open(desired.host.clone())?;
+    let mut live = probe::probe(&host.journal, &host.config, &host.hierarchies)?;
+    execute::account(&host.journal, &desired, &mut live, false)?;
+    let usage = usage(&host, &live)?;
+    let rows = status::rows(&desired, &live, &usage);
+    Ok(View { desired, live, rows, host })
+}
+
+fn usage(host: &Host, live: &Live) -> Result<BTreeMap<JailName, Usage>> {
+    let mut all = BTreeMap::new();
+    for (name, jail) in &live.jails {
+        if matches!(jail.state, JailState::Down | JailState::Exited(_)) {
+            continue;
+        }
+        // A jail that ends while it is looked at simply has no figures.
+        if let Ok(used) = execute::cgroup(host, name)?.usage() {
+            all.insert(name.clone(), Usage { memory: Some(used.memory), cpu_ms: Some(used.cpu_usec / 1000) });
+        }
+    }
+    Ok(all)
+}
+
+pub fn ls(options: &Options, names: &[String]) -> Result<i32> {
+    let view = view(options)?;
+    let wanted = |row: &&Row| names.is_empty() || names.iter().any(|name| name == row.name.as_str());
+    let rows: Vec<Row> = view.rows.iter().filter(wanted).cloned().collect();
+    if let Some(missing) = names.iter().find(|name| !rows.iter().any(|row| row.name.as_str() == *name)) {
+        bail!("{}", unknown(missing, &view));
+    }
+    if options.json {
+        output::json_text(&status::json(&rows));
+    } else {
+        output::text(&status::table(&rows));
+    }
+    Ok(DONE)
+}
+
+fn unknown(name: &str, view: &View) -> String {
+    let names = view.rows.iter().map(|row| row.name.as_str());
+    let hint = diagnostic::did_you_mean(name, names).map(|hint| format!(" ({hint})")).unwrap_or_default();
+    format!("no jail is named `{name}`{hint}")
+}
+
+/// Its row, and every key as it is wanted, in force and found.
+pub fn show(options: &Options, name: &str) -> Result<i32> {
+    let view = view(options)?;
+    let row = view.rows.iter().find(|row| row.name.as_str() == name).ok_or_else(|| anyhow!(unknown(name, &view)))?;
+    let wanted = view.desired.jails.get(&row.name);
+    let seen = view.live.jails.get(&row.name);
+    let record = seen.and_then(|jail| jail.record.as_ref());
+    let settings = wanted.map(|w| &w.settings).or(record.map(|r| &r.settings)).cloned().unwrap_or_default();
+    let found = seen.map(|jail| jail.observed.clone()).unwrap_or_default();
+    if options.json {
+        let mut item = status::item(row);
+        item["file"] = json!(wanted.map(|w| &w.file));
+        item["settings"] = json!(settings);
+        item["observed"] = json!(found);
+        item["first_id"] = json!(record.map(|r| r.first_id));
+        item["layers"] = json!(record.map(|r| &r.layers));
+        item["files"] = json!(record.map(|r| r.files.keys().collect::<Vec<_>>()));
+        output::json_text(&output::envelope("jail", json!([item])));
+        return Ok(DONE);
+    }
+    let mut text = status::table(std::slice::from_ref(row));
+    if let Some(reason) = &row.reason {
+        text.push_str(&format!("\n{reason}\n"));
+    }
+    text.push('\n');
+    for (key, value) in &settings {
+        let shown = keys::show(key, value);
+        let other = found.get(key).filter(|f| *f != value).map(|f| format!("   (found {})", keys::show(key, f)));
+        text.push_str(&format!("{key:<24} {shown}{}\n", other.unwrap_or_default()));
+    }
+    if let Some(record) = record {
+        let last = record.first_id.saturating_add(crate::sys::namespace::IDS - 1);
+        text.push_str(&format!("\nids                      {} to {last}\n", record.first_id));
+        for layer in &record.layers {
+            text.push_str(&format!("layer                    {layer}\n"));
+        }
+        for file in record.files.keys() {
+            text.push_str(&format!("file                     {}\n", file.display()));
+        }
+    }
+    output::text(&text);
+    Ok(DONE)
+}
+
+/// A count of each state, and every jail that is not as it should be.
+pub fn status(options: &Options) -> Result<i32> {
+    let view = view(options)?;
+    let mut counts: BTreeMap<&str, u64> = BTreeMap::new();
+    for row in &view.rows {
+        *counts.entry(row.state.as_str()).or_default() += 1;
+    }
+    let wrong = view.rows.iter().filter(|row| row.reason.is_some());
+    if options.json {
+        let wrong: Vec<Value> = wrong.map(status::item).collect();
+        let daemon = crate::daemon::is_running(&view.host.config.paths.run);
+        output::json_text(&output::envelope("status", json!([{ "counts": counts, "daemon": daemon, "wrong": wrong }])));
+        return Ok(DONE);
+    }
+    let counts: Vec<String> = counts.iter().map(|(state, count)| format!("{count} {state}")).collect();
+    let mut text = if counts.is_empty() { "no jails".to_owned() } else { counts.join(", ") };
+    let daemon = crate::daemon::is_running(&view.host.config.paths.run);
+    text.push_str(if daemon { "\nthe daemon runs\n" } else { "\nno daemon runs\n" });
+    for row in wrong {
+        text.push_str(&format!("{}: {}: {}\n", row.name, row.state.as_str(), row.reason.as_deref().unwrap_or_default()));
+    }
+    output::text(&text);
+    Ok(DONE)
+}
+
+/// Clears what keeps the jails down, and lets the plan start them.
+pub fn start(options: &Options, names: &[String]) -> Result<i32> {
+    let names = parse(names)?;
+    let (desired, _) = source::load(&options.paths());
+    let host = Host::open(desired.host.clone())?;
+    for name in &names {
+        if !desired.jails.contains_key(name) {
+            bail!("{}", not_startable(&desired, name));
+        }
+        host.journal.release_hold(name)?;
+        host.journal.write_restarts(name, &Restarts::default())?;
+        forget_end(&host, name)?;
+    }
+    drop(host);
+    reconcile(options, names)
+}
+
+fn not_startable(desired: &Desired, name: &JailName) -> String {
+    match desired.broken.get(name) {
+        Some(reason) => format!("{name}: {reason}"),
+        None => format!("no jail is named `{name}`"),
+    }
+}
+
+/// A jail whose end the restart policy leaves alone is started by hand as if it were new.
+fn forget_end(host: &Host, name: &JailName) -> Result<()> {
+    let _lock = lock::jail(&host.journal.paths, name)?;
+    let jail = probe::one(&host.journal, &host.config, &host.hierarchies, name)?;
+    match (jail.state, jail.record) {
+        (JailState::Exited(_), Some(record)) => {
+            execute::stop(host, record)?;
+            host.journal.forget(name)
+        }
+        (JailState::Down, Some(_)) => host.journal.forget(name),
+        _ => Ok(()),
+    }
+}
+
+/// Holds the jails down, and lets the plan stop them and what depends on them.
+pub fn stop(options: &Options, names: &[String]) -> Result<i32> {
+    let names = parse(names)?;
+    let host = Host::open(exec::host(options))?;
+    for name in &names {
+        let known = host.journal.record(name)?.is_some() || defined(options, name);
+        if !known {
+            bail!("no jail is named `{name}`");
+        }
+        host.journal.hold(name)?;
+    }
+    drop(host);
+    reconcile(options, names)
+}
+
+fn defined(options: &Options, name: &JailName) -> bool {
+    let (desired, _) = source::load(&options.paths());
+    desired.jails.contains_key(name) || desired.broken.contains_key(name)
+}
+
+pub fn restart(options: &Options, names: &[String]) -> Result<i32> {
+    match stop(options, names)? {
+        DONE => start(options, names),
+        failed => Ok(failed),
+    }
+}
+
+fn parse(names: &[String]) -> Result<Vec<JailName>> {
+    names.iter().map(|name| JailName::new(name).map_err(|e| anyhow!(e))).collect()
+}
+
+fn reconcile(options: &Options, only: Vec<JailName>) -> Result<i32> {
+    let quiet = options.json;
+    let progress = |name: &JailName, what: &str| {
+        if !quiet {
+            eprintln!("{name}: {what}");
+        }
+    };
+    let waiting = |holder: &str| eprintln!("stockade: waiting for another apply ({holder})");
+    let unseen = |_: &crate::plan::Plan| ();
+    let asked =
+        PassOptions { only, no_restart: false, apply: true, progress: &progress, waiting: &waiting, planned: &unseen };
+    let passed = pass::pass(&options.paths(), &asked)?;
+    for (name, reason) in &passed.plan.refused {
+        eprintln!("stockade: {name}: {reason}");
+    }
+    for (name, outcome) in &passed.failures {
+        match outcome {
+            execute::Outcome::Failed(reason) => eprintln!("stockade: {name}: {reason}"),
+            execute::Outcome::Skipped(after) => eprintln!("stockade: {name}: skipped, for {after} did not end well"),
+            execute::Outcome::Done => {}
+        }
+    }
+    if options.json {
+        output::json_text(&passed.plan.json());
+    }
+    Ok(if passed.failures.is_empty() && passed.plan.refused.is_empty() { DONE } else { FAILED })
+}
+
+/// Straight to the main process's init, which passes it on.
+pub fn kill(options: &Options, name: &str, signal: &str) -> Result<i32> {
+    let number = process::signal_number(signal).ok_or_else(|| anyhow!("`{signal}` is not a signal"))?;
+    let host = Host::open(exec::host(options))?;
+    let name = JailName::new(name).map_err(|e| anyhow!(e))?;
+    let record = host.journal.record(&name)?.ok_or_else(|| anyhow!("{name}: it is not running"))?;
+    if number == libc::SIGKILL {
+        execute::cgroup(&host, &name)?.kill_all()?;
+        return Ok(DONE);
+    }
+    let pidfd = record.init.and_then(process::open).ok_or_else(|| anyhow!("{name}: it is not running"))?;
+    process::signal(std::os::fd::AsFd::as_fd(&pidfd), number).context("send the signal")?;
+    Ok(DONE)
+}
+
+pub fn freeze(options: &Options, names: &[String], freeze: bool) -> Result<i32> {
+    let host = Host::open(exec::host(options))?;
+    for name in parse(names)? {
+        let _lock = lock::jail(&host.journal.paths, &name)?;
+        let state = probe::one(&host.journal, &host.config, &host.hierarchies, &name)?.state;
+        let cgroup = execute::cgroup(&host, &name)?;
+        match (state, freeze) {
+            (JailState::Up, true) => cgroup.freeze()?,
+            (JailState::Frozen, false) => cgroup.thaw()?,
+            (JailState::Up | JailState::Frozen, _) => {}
+            _ => bail!("{name}: it is not running"),
+        }
+    }
+    Ok(DONE)
+}

@@ -1,0 +1,58 @@
+//! How results, errors and progress are printed: text for people, an envelope for programs.
+
+use std::io::{IsTerminal, Write};
+
+use serde_json::{Value, json};
+
+use super::Options;
+use crate::diagnostic::{self, Diagnostic};
+
+/// `{"schema": 1, "kind": …, "items": […]}`.
+pub fn envelope(kind: &str, items: Value) -> Value {
+    json!({ "schema": 1, "kind": kind, "items": items })
+}
+
+/// Prints to standard output; a reader that went away is no error worth a message.
+pub fn text(text: &str) {
+    let mut out = std::io::stdout().lock();
+    let ended = out.write_all(text.as_bytes()).and_then(|()| if text.ends_with('\n') { Ok(()) } else { out.write_all(b"\n") });
+    if ended.is_err() {
+        std::process::exit(super::FAILED);
+    }
+}
+
+pub fn json_text(value: &Value) {
+    text(&serde_json::to_string_pretty(value).expect("a value made here is always JSON"));
+}
+
+/// The error chain on one line, or as JSON where that was asked for.
+pub fn error(options: &Options, error: &anyhow::Error) {
+    if options.json {
+        eprintln!("{}", envelope("errors", json!([{ "message": format!("{error:#}") }])));
+    } else {
+        // A context says it all where the cause below is only there for the exit status.
+        let text = match error.downcast_ref::<crate::init::program::NotStarted>() {
+            Some(_) => error.to_string(),
+            None => format!("{error:#}"),
+        };
+        eprintln!("stockade: {text}");
+    }
+}
+
+/// All diagnostics, to standard error.
+pub fn diagnostics(options: &Options, found: &[Diagnostic]) {
+    if found.is_empty() {
+        return;
+    }
+    if options.json {
+        let items: Vec<Value> = found.iter().map(Diagnostic::to_json).collect();
+        eprintln!("{}", envelope("diagnostics", items.into()));
+    } else {
+        eprint!("{}", diagnostic::render(found, colour(&std::io::stderr())));
+    }
+}
+
+/// Colour only on a terminal, and not where NO_COLOR is set.
+pub fn colour(stream: &impl IsTerminal) -> bool {
+    stream.is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty())
+}

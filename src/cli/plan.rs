@@ -1,0 +1,166 @@
+//! `check`, `plan`, `apply`, `daemon`: the whole host at once.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use anyhow::{Result, anyhow};
+use serde_json::json;
+
+use super::{CHANGES, DONE, FAILED, INVALID, Options, output};
+use crate::execute::{self, Outcome};
+use crate::jail::JailName;
+use crate::live::JailState;
+use crate::pass::{self, PassOptions, Passed};
+use crate::{daemon, diagnostic, source};
+
+pub fn check(options: &Options, files: &[PathBuf]) -> Result<i32> {
+    let files: Vec<PathBuf> = files.iter().map(std::path::absolute).collect::<Result<_, _>>()?;
+    let (desired, found) = source::load_with(&options.paths(), &files);
+    output::diagnostics(options, &found);
+    if diagnostic::has_errors(&found) {
+        return Ok(INVALID);
+    }
+    if !options.json {
+        output::text(&format!("{} jails, no errors", desired.jails.len()));
+    } else if found.is_empty() {
+        output::json_text(&output::envelope("diagnostics", json!([])));
+    }
+    Ok(DONE)
+}
+
+pub fn plan(options: &Options, only: &[String]) -> Result<i32> {
+    let passed = run(options, only, false, false)?;
+    output::diagnostics(options, &passed.diagnostics);
+    if options.json {
+        output::json_text(&passed.plan.json());
+    } else {
+        output::text(&passed.plan.text(output::colour(&std::io::stdout())));
+    }
+    if diagnostic::has_errors(&passed.diagnostics) {
+        return Ok(INVALID);
+    }
+    Ok(if passed.plan.is_empty() { DONE } else { CHANGES })
+}
+
+pub fn apply(options: &Options, only: &[String], no_restart: bool) -> Result<i32> {
+    catch_interrupt()?;
+    let passed = run(options, only, no_restart, true)?;
+    output::diagnostics(options, &passed.diagnostics);
+    if options.json {
+        output::json_text(&with_failures(&passed));
+    }
+    for (name, reason) in reasons(&passed.failures) {
+        eprintln!("stockade: {name}: {reason}");
+    }
+    if diagnostic::has_errors(&passed.diagnostics) {
+        return Ok(INVALID);
+    }
+    Ok(if passed.failures.is_empty() { DONE } else { FAILED })
+}
+
+fn with_failures(passed: &Passed) -> serde_json::Value {
+    let mut value = passed.plan.json();
+    let failures: BTreeMap<String, String> =
+        reasons(&passed.failures).map(|(name, reason)| (name.to_string(), reason)).collect();
+    value["failures"] = json!(failures);
+    value
+}
+
+fn reasons(failures: &BTreeMap<JailName, Outcome>) -> impl Iterator<Item = (&JailName, String)> {
+    failures.iter().filter_map(|(name, outcome)| match outcome {
+        Outcome::Done => None,
+        Outcome::Failed(reason) => Some((name, reason.clone())),
+        Outcome::Skipped(after) => Some((name, format!("skipped, for {after} did not end well"))),
+    })
+}
+
+fn run(options: &Options, only: &[String], no_restart: bool, apply: bool) -> Result<Passed> {
+    let only = only.iter().map(|n| JailName::new(n).map_err(|e| anyhow!(e))).collect::<Result<Vec<_>>>()?;
+    let quiet = options.json;
+    let progress = |name: &JailName, what: &str| {
+        if !quiet {
+            eprintln!("{name}: {what}");
+        }
+    };
+    let waiting = |holder: &str| eprintln!("stockade: waiting for another apply ({holder})");
+    let planned = |plan: &crate::plan::Plan| {
+        if !quiet {
+            output::text(&plan.text(output::colour(&std::io::stdout())));
+        }
+    };
+    let asked = PassOptions { only, no_restart, apply, progress: &progress, waiting: &waiting, planned: &planned };
+    let passed = pass::pass(&options.paths(), &asked)?;
+    unknown_names(&asked.only, &passed)?;
+    Ok(passed)
+}
+
+/// A name that is neither defined nor known is a slip of the pen.
+fn unknown_names(only: &[JailName], passed: &Passed) -> Result<()> {
+    for name in only {
+        let known = passed.desired.jails.contains_key(name)
+            || passed.desired.broken.contains_key(name)
+            || passed.live.jails.contains_key(name);
+        if !known {
+            let names = passed.desired.jails.keys().map(JailName::as_str);
+            let hint = diagnostic::did_you_mean(name.as_str(), names).map(|h| format!(" ({h})")).unwrap_or_default();
+            return Err(anyhow!("no jail is named `{name}`{hint}"));
+        }
+    }
+    Ok(())
+}
+
+/// ctrl-C and SIGTERM: what is half-made is undone; a second one ends at once.
+fn catch_interrupt() -> Result<()> {
+    for signal in [signal_hook::consts::SIGINT, signal_hook::consts::SIGTERM] {
+        let again = std::sync::Arc::new(AtomicBool::new(false));
+        signal_hook::flag::register_conditional_shutdown(signal, 130, again.clone())?;
+        signal_hook::flag::register(signal, again)?;
+    }
+    let mut signals =
+        signal_hook::iterator::Signals::new([signal_hook::consts::SIGINT, signal_hook::consts::SIGTERM])?;
+    std::thread::spawn(move || {
+        if signals.forever().next().is_some() {
+            execute::interrupt();
+            eprintln!("stockade: interrupted; undoing what is half-made");
+        }
+    });
+    Ok(())
+}
+
+/// Stays in the foreground; service managers want that.
+pub fn daemon(options: &Options) -> Result<i32> {
+    let (desired, _) = source::load(&options.paths());
+    let paths = desired.host.paths.clone();
+    let asked = options.paths();
+    drop(desired);
+    let mut pass = move |stop: &AtomicBool| one_pass(&asked, stop);
+    daemon::run(&paths, daemon::Options::default(), &mut pass)?;
+    Ok(DONE)
+}
+
+fn one_pass(paths: &crate::desired::Paths, stop: &AtomicBool) -> Result<daemon::PassReport> {
+    let progress = |name: &JailName, what: &str| {
+        daemon::progress();
+        crate::log::info(Some(name), what);
+    };
+    let quiet = |_: &str| ();
+    let unseen = |_: &crate::plan::Plan| ();
+    let asked = PassOptions {
+        only: Vec::new(),
+        no_restart: false,
+        apply: !stop.load(Ordering::Relaxed),
+        progress: &progress,
+        waiting: &quiet,
+        planned: &unseen,
+    };
+    let passed = pass::pass(paths, &asked)?;
+    let up = |state: &JailState| matches!(state, JailState::Up | JailState::Frozen);
+    let before = passed.live.jails.values().filter(|jail| up(&jail.state)).count();
+    Ok(daemon::PassReport {
+        diagnostics: passed.diagnostics.iter().map(crate::diagnostic::Diagnostic::summary).collect(),
+        failures: reasons(&passed.failures).map(|(name, reason)| (name.clone(), reason)).collect(),
+        up: before + passed.started() - passed.stopped(),
+        wake_ms: passed.plan.wake_ms,
+    })
+}

@@ -1,0 +1,141 @@
+//! `run`: a throw-away jail for one command, with this process as its keeper. Its writes go to a
+//! tmpfs that dies with it; nothing is left on disk.
+
+use std::io::IsTerminal;
+use std::os::fd::AsFd;
+
+use anyhow::{Context, Result, anyhow, bail};
+
+use super::command::Run;
+use super::{Options, exec};
+use crate::desired::DesiredJail;
+use crate::execute::{self, Host};
+use crate::init::{Order, Report};
+use crate::jail::{JailName, Settings};
+use crate::journal::ids;
+use crate::keeper::create::{self, Created};
+use crate::limits::{Cgroup, Needs};
+use crate::spec::{RootSpec, Spec, Stdio, Writes};
+use crate::sys::process;
+use crate::{network, root, security, source, terminal};
+
+pub fn run(options: &Options, asked: &Run) -> Result<i32> {
+    let name = match &asked.name {
+        Some(name) => JailName::new(name).map_err(|e| anyhow!(e))?,
+        None => JailName::new(&format!("run-{}", std::process::id())).map_err(|e| anyhow!(e))?,
+    };
+    let (config, wanted) = wanted(options, asked, &name)?;
+    let host = Host::open(config)?;
+    if host.journal.record(&name)?.is_some() {
+        bail!("a jail named {name} exists");
+    }
+    let number = ids::take(&host.journal.paths.state, &name, host.config.ids)?;
+    let result = in_jail(&host, &wanted, ids::first(host.config.ids, number), asked);
+    let released = ids::release(&host.journal.paths.state, &name, number);
+    result.and_then(|status| released.map(|()| status))
+}
+
+/// The jail as if it were defined in a file, with `--set` on top.
+fn wanted(options: &Options, asked: &Run, name: &JailName) -> Result<(crate::desired::HostConfig, DesiredJail)> {
+    let mut text = format!("template = {}\n", toml_string(&asked.template));
+    for pair in &asked.set {
+        let (key, value) = pair.split_once('=').ok_or_else(|| anyhow!("--set {pair}: not KEY=VALUE"))?;
+        text.push_str(&format!("{key} = {}\n", as_toml(value)));
+    }
+    text.push_str("exec.command = [\"true\"]\n");
+    let (desired, found) = source::load_text(&options.paths(), name, &text);
+    match desired.jails.into_iter().find(|(own, _)| own == name) {
+        Some((_, mut jail)) => {
+            // Set afterwards: what stands on a command line is no Tera expression.
+            jail.jail.exec.command.clone_from(&asked.argv);
+            jail.jail.exec.user = asked.user.clone().or(jail.jail.exec.user);
+            jail.jail.exec.env.extend(exec::environment(&asked.env)?);
+            Ok((desired.host, jail))
+        }
+        None => {
+            super::output::diagnostics(options, &found);
+            bail!("the jail is not valid")
+        }
+    }
+}
+
+fn toml_string(text: &str) -> String {
+    serde_json::Value::from(text).to_string()
+}
+
+/// A value as in a file, or a bare word as a string.
+fn as_toml(value: &str) -> String {
+    let text = format!("v = {value}");
+    if toml::from_str::<toml::Table>(&text).is_ok() { value.to_owned() } else { toml_string(value) }
+}
+
+fn in_jail(host: &Host, wanted: &DesiredJail, first_id: u32, asked: &Run) -> Result<i32> {
+    let jail = &wanted.jail;
+    let needs = Needs::of(jail);
+    let parent = &host.config.cgroup;
+    let lower = wanted
+        .root
+        .layers
+        .iter()
+        .map(|layer| root::layers::ensure(&host.journal.paths.state, layer, &|_| ()))
+        .collect::<Result<Vec<_>>>()?;
+    let link = network::spec(jail, &host.config);
+    if let Some(link) = &link {
+        network::ensure_bridge(&link.bridge, &host.config.bridges.get(&link.bridge).cloned().unwrap_or_default())?;
+    }
+    let on_terminal = std::io::stdin().is_terminal() && std::io::stdout().is_terminal() && !asked.no_terminal;
+    let spec = Spec {
+        instance: execute::instance(&jail.name),
+        paths: host.journal.paths.clone(),
+        cgroup_parent: parent.clone(),
+        first_id,
+        root: RootSpec::Overlay {
+            lower,
+            writes: Writes::Discarded { bytes: execute::half_of_memory()? },
+            host_usr: wanted.root.host_usr,
+        },
+        network: link,
+        profile: security::profile(jail).map_err(|r| execute::refused(&r))?,
+        stdio: if on_terminal { Stdio::Relay } else { Stdio::Inherit },
+        jail: jail.clone(),
+    };
+    let cgroup = Cgroup::create(&host.hierarchies, parent, jail.name.as_str(), &jail.limits, &needs)?;
+    let result = keep(&spec, &cgroup, wanted);
+    let removed = cgroup.kill_all().and_then(|()| cgroup.remove());
+    result.and_then(|status| removed.map(|()| status))
+}
+
+/// This process is the keeper: it creates, starts, relays and reaps.
+fn keep(spec: &Spec, cgroup: &Cgroup, wanted: &DesiredJail) -> Result<i32> {
+    let streams = if spec.stdio == Stdio::Inherit { Some(exec::own_streams()?) } else { None };
+    let created = create::create(spec, cgroup, streams)?;
+    let status = serve(spec, &created, wanted);
+    if status.is_err() {
+        create::end(&created);
+    }
+    status
+}
+
+fn serve(spec: &Spec, created: &Created, wanted: &DesiredJail) -> Result<i32> {
+    if !wanted.root.files.is_empty() {
+        let init = process::identify(created.pid)?;
+        root::files::write(crate::probe::root_of(init)?.as_fd(), &wanted.root.files, spec.first_id)?;
+    }
+    create::order(created.channel.as_fd(), &Order::Go, &[])?;
+    match create::hear(created.channel.as_fd())? {
+        Some((Report::Started, _)) => {}
+        Some((Report::Failed { reason, status }, _)) => return Err(crate::init::program::failed(status, reason)),
+        _ => bail!("the init died while it started the command"),
+    }
+    let master = created.master.as_ref().map(AsFd::as_fd);
+    master.inspect(|master| terminal::copy_size(*master));
+    terminal::relay(master, created.pidfd.as_fd(), &|number| {
+        // A command that has ended needs no signal.
+        let _ = process::signal(created.pidfd.as_fd(), number);
+    })?;
+    let ended = process::reap(created.pidfd.as_fd()).context("wait for the jail")?;
+    Ok(match create::hear(created.channel.as_fd()) {
+        Ok(Some((Report::Ended { code, signal }, _))) => process::Ended { code, signal }.status(),
+        _ => ended.status(),
+    })
+}

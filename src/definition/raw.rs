@@ -113,7 +113,10 @@ pub fn read(source: &Text) -> (Vec<Member>, Vec<Diagnostic>) {
     let (table, errors) = DeTable::parse_recoverable(&source.text);
     let diagnostic = |error: toml::de::Error| {
         let span = error.span().unwrap_or(0..0);
-        source.error(&span, error.message().lines().collect::<Vec<_>>().join(", "))
+        let message = error.message().lines().collect::<Vec<_>>().join(", ");
+        // The reader takes nothing for a string without quotes.
+        let nothing = span.is_empty() && message.starts_with("string values must be quoted");
+        source.error(&span, if nothing { "a value is missing".to_owned() } else { message })
     };
     let mut diagnostics: Vec<Diagnostic> = errors.into_iter().map(diagnostic).collect();
     // One slip can make several errors of one line; the first says it best.

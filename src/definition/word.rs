@@ -86,7 +86,7 @@ pub fn check(word: Word, text: &str) -> Checked {
         Word::MountOption => mount_option(text),
         Word::Device => device(text),
         Word::Capability => capability(text),
-        Word::Unsafe => one_of("unsafe permission", text, &["host-root"]),
+        Word::Unsafe => one_of("an unsafe permission", text, &["host-root"]),
     }
 }
 
@@ -272,7 +272,7 @@ fn mount_option(text: &str) -> Checked {
         };
         return if octal { Ok(text.to_owned()) } else { Err(wrong()) };
     }
-    one_of("mount option", text, MOUNT_OPTIONS)
+    one_of("a mount option", text, MOUNT_OPTIONS)
 }
 
 fn device(text: &str) -> Checked {
@@ -304,7 +304,7 @@ pub fn one_of(noun: &str, text: &str, words: &[&str]) -> Checked {
     }
     let known = || format!("one of: {}", words.join(", "));
     let help = did_you_mean(text, words.iter().copied()).unwrap_or_else(known);
-    Err(Wrong::help(format!("`{text}` is not a {noun}"), help))
+    Err(Wrong::help(format!("`{text}` is not {noun}"), help))
 }
 
 #[cfg(test)]

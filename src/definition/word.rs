@@ -66,9 +66,8 @@ pub fn check(word: Word, text: &str) -> Checked {
         return Err(Wrong::new(format!("longer than {STRING_BYTES_MAX} bytes")));
     }
     match word {
-        Word::Argument => Ok(text.to_owned()),
         Word::Line if text.trim().is_empty() => Err(Wrong::new("an empty string")),
-        Word::Line => Ok(text.to_owned()),
+        Word::Line | Word::Argument => Ok(text.to_owned()),
         Word::JailName => JailName::new(text).map(String::from).map_err(Wrong::new),
         Word::Template => template(text),
         Word::Path => path(text),

@@ -163,7 +163,8 @@ proptest! {
     /// What has no error becomes a jail: the table of keys and the types agree.
     #[test]
     fn what_parses_becomes_a_jail(keys in any_definition()) {
-        let text: String = keys.iter().map(|(name, value)| format!("{name} = {value}\n")).collect();
+        let lines: Vec<String> = keys.iter().map(|(name, value)| format!("{name} = {value}")).collect();
+        let text = lines.join("\n");
         let (definition, found) = parse(Path::new("web.toml"), &text);
         let unbuilt = |found: &Diagnostic| found.message.contains("is not built yet");
         prop_assert!(found.iter().all(unbuilt), "{text}\n{found:?}");

@@ -146,7 +146,7 @@ fn a_file_to_check_takes_the_place_of_its_namesake() {
     let other = directory.path().join("good.toml");
     write(&other, b"template = 3\n");
     mode(&other, 0o666);
-    let (desired, found) = load_with(&paths, &[other.clone()]);
+    let (desired, found) = load_with(&paths, std::slice::from_ref(&other));
     assert_eq!(desired.broken.len(), 1);
     assert!(found.iter().all(|found| found.file == other) && !found.is_empty());
 }

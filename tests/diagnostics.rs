@@ -105,14 +105,19 @@ fn every_case_prints_what_it_should() {
 fn the_hosts_example_is_a_good_file() {
     let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("etc/stockade.toml");
     let text = fs::read_to_string(&file).expect("the example is part of the source");
-    let key = |line: &str| line.starts_with("#[") || line.starts_with('#') && line[1..].starts_with(char::is_lowercase) && line.contains(" = ");
+    let key = |line: &str| {
+        line.starts_with("#[")
+            || line.starts_with('#') && line[1..].starts_with(char::is_lowercase) && line.contains(" = ")
+    };
     let lines: Vec<&str> = text.lines().map(|line| if key(line) { &line[1..] } else { line }).collect();
     let (host, found) = stockade::definition::parse_host(&file, &lines.join("\n"));
     assert!(found.is_empty(), "{}", diagnostic::render(&found, false));
     assert!(host.bridges.contains_key("backend") && host.defaults.len() == 5 && host.enforce.len() == 3);
     for row in stockade::keys::HOST_KEYS {
         let leaf = row.leaf();
-        let said = lines.iter().any(|line| line.starts_with(&format!("{leaf} = ")) || line.starts_with(&format!("[{leaf}")));
+        let said = lines
+            .iter()
+            .any(|line| line.starts_with(&format!("{leaf} = ")) || line.starts_with(&format!("[{leaf}")));
         assert!(said, "etc/stockade.toml does not show {}", row.name);
     }
     let as_it_is = stockade::definition::parse_host(&file, &text);

@@ -1,6 +1,3 @@
-<<<<<<< HEAD
-
-=======
 //! The files stockade owns inside a jail's root: writes them whole, and sees when they were changed.
 //!
 //! The root is given by descriptor, and is best the jail's merged root, `/proc/PID/root`. The bare
@@ -211,4 +208,3 @@ fn is_as_written(
 
 #[cfg(test)]
 mod tests;
->>>>>>> h-b

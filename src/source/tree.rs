@@ -118,7 +118,7 @@ impl Tree<'_> {
         }
     }
 
-        /// The text of what may be rendered or laid by `[[file]]`. Large files and those that are not
+    /// The text of what may be rendered or laid by `[[file]]`. Large files and those that are not
     /// UTF-8 have none: what becomes of them is the template's to say.
     fn text(&mut self, relative: &Path, path: &Path, kind: &EntryKind, found: &Metadata) -> Option<String> {
         let tera = relative.extension().is_some_and(|extension| extension == "tera");

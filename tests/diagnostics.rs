@@ -67,17 +67,11 @@ fn outcome(config: &Path) -> String {
 }
 
 fn summary(desired: &Desired, first: bool) -> String {
-    let mut out = String::from(if first { "" } else { "\n" });
-    for name in desired.jails.keys() {
-        out.push_str(&format!("{name}: fine\n"));
-    }
-    for (name, why) in &desired.broken {
-        out.push_str(&format!("{name}: broken by {why}\n"));
-    }
-    if !desired.complete {
-        out.push_str("incomplete\n");
-    }
-    out
+    let fine = desired.jails.keys().map(|name| format!("{name}: fine"));
+    let broken = desired.broken.iter().map(|(name, why)| format!("{name}: broken by {why}"));
+    let incomplete = (!desired.complete).then(|| "incomplete".to_owned());
+    let lines: Vec<String> = fine.chain(broken).chain(incomplete).collect();
+    format!("{}{}\n", if first { "" } else { "\n" }, lines.join("\n"))
 }
 
 #[test]
@@ -103,4 +97,29 @@ fn every_case_prints_what_it_should() {
         wrong.push(format!("{}:\n{got}", case.display()));
     }
     assert!(bless || wrong.is_empty(), "{} cases differ:\n\n{}", wrong.len(), wrong.join("\n"));
+}
+
+/// The commented example says what is true: without its comment signs it is a good file that sets
+/// every key of the host.
+#[test]
+fn the_hosts_example_is_a_good_file() {
+    let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("etc/stockade.toml");
+    let text = fs::read_to_string(&file).expect("the example is part of the source");
+    let key = |line: &str| {
+        line.starts_with("#[")
+            || line.starts_with('#') && line[1..].starts_with(char::is_lowercase) && line.contains(" = ")
+    };
+    let lines: Vec<&str> = text.lines().map(|line| if key(line) { &line[1..] } else { line }).collect();
+    let (host, found) = stockade::definition::parse_host(&file, &lines.join("\n"));
+    assert!(found.is_empty(), "{}", diagnostic::render(&found, false));
+    assert!(host.bridges.contains_key("backend") && host.defaults.len() == 5 && host.enforce.len() == 3);
+    for row in stockade::keys::HOST_KEYS {
+        let leaf = row.leaf();
+        let said = lines
+            .iter()
+            .any(|line| line.starts_with(&format!("{leaf} = ")) || line.starts_with(&format!("[{leaf}")));
+        assert!(said, "etc/stockade.toml does not show {}", row.name);
+    }
+    let as_it_is = stockade::definition::parse_host(&file, &text);
+    assert!(as_it_is.1.is_empty() && as_it_is.0.ids == host.ids, "the shown ids are the default");
 }

@@ -18,6 +18,8 @@ use super::Draft;
 /// A key that does not fit when `misfit` holds.
 struct Rule {
     key: &'static str,
+    /// The key it has to fit. While that one has an error of its own, nothing is known.
+    with: &'static str,
     misfit: fn(&Settings) -> bool,
     message: &'static str,
     help: &'static str,
@@ -25,46 +27,47 @@ struct Rule {
 
 const fn rule(
     key: &'static str,
+    with: &'static str,
     misfit: fn(&Settings) -> bool,
     message: &'static str,
     help: &'static str,
 ) -> Rule {
-    Rule { key, misfit, message, help }
+    Rule { key, with, misfit, message, help }
 }
 
 const ADD_VNET: &str = "add `mode = \"vnet\"` to [network]";
 
 #[rustfmt::skip]
 const RULES: &[Rule] = &[
-    rule("path", |s| has(s, "template"), "`path` and `template` contradict each other", "keep the one the root is to come from"),
-    rule("exec.command", |s| has(s, "exec.boot"), "`exec.command` and `exec.boot` contradict each other", "keep the one that is to be the main process"),
-    rule("exec.user", |s| has(s, "exec.boot"), "`exec.user` and `exec.boot` contradict each other", "a whole system's init runs as root inside"),
-    rule("exec.workdir", |s| has(s, "exec.boot"), "`exec.workdir` and `exec.boot` contradict each other", "a whole system's init starts in /"),
-    rule("persist", |s| is(s, "persist") && (has(s, "exec.command") || has(s, "exec.boot")),
+    rule("path", "template", |s| has(s, "template"), "`path` and `template` contradict each other", "keep the one the root is to come from"),
+    rule("exec.command", "exec.boot", |s| has(s, "exec.boot"), "`exec.command` and `exec.boot` contradict each other", "keep the one that is to be the main process"),
+    rule("exec.user", "exec.boot", |s| has(s, "exec.boot"), "`exec.user` and `exec.boot` contradict each other", "a whole system's init runs as root inside"),
+    rule("exec.workdir", "exec.boot", |s| has(s, "exec.boot"), "`exec.workdir` and `exec.boot` contradict each other", "a whole system's init starts in /"),
+    rule("persist", "exec.command", |s| is(s, "persist") && (has(s, "exec.command") || has(s, "exec.boot")),
         "`persist` is for a jail without a process of its own", "remove it, or `exec.command` and `exec.boot`"),
-    rule("network.address", not_vnet, "`network.address` needs `network.mode = \"vnet\"`", ADD_VNET),
-    rule("network.bridge", not_vnet, "`network.bridge` needs `network.mode = \"vnet\"`", ADD_VNET),
-    rule("network.gateway", not_vnet, "`network.gateway` needs `network.mode = \"vnet\"`", ADD_VNET),
-    rule("network.mac", not_vnet, "`network.mac` needs `network.mode = \"vnet\"`", ADD_VNET),
-    rule("network.mtu", not_vnet, "`network.mtu` needs `network.mode = \"vnet\"`", ADD_VNET),
-    rule("network.publish", not_vnet, "`network.publish` needs `network.mode = \"vnet\"`", ADD_VNET),
-    rule("network.nameserver", no_network, "`network.nameserver` is of no use without a network", ADD_VNET),
-    rule("network.search", no_network, "`network.search` is of no use without a network", ADD_VNET),
-    rule("network.mode", |s| mode(s) == "inherit" && !is(s, "allow.host_network"),
+    rule("network.address", "network.mode", not_vnet, "`network.address` needs `network.mode = \"vnet\"`", ADD_VNET),
+    rule("network.bridge", "network.mode", not_vnet, "`network.bridge` needs `network.mode = \"vnet\"`", ADD_VNET),
+    rule("network.gateway", "network.mode", not_vnet, "`network.gateway` needs `network.mode = \"vnet\"`", ADD_VNET),
+    rule("network.mac", "network.mode", not_vnet, "`network.mac` needs `network.mode = \"vnet\"`", ADD_VNET),
+    rule("network.mtu", "network.mode", not_vnet, "`network.mtu` needs `network.mode = \"vnet\"`", ADD_VNET),
+    rule("network.publish", "network.mode", not_vnet, "`network.publish` needs `network.mode = \"vnet\"`", ADD_VNET),
+    rule("network.nameserver", "network.mode", no_network, "`network.nameserver` is of no use without a network", ADD_VNET),
+    rule("network.search", "network.mode", no_network, "`network.search` is of no use without a network", ADD_VNET),
+    rule("network.mode", "allow.host_network", |s| mode(s) == "inherit" && !is(s, "allow.host_network"),
         "`network.mode = \"inherit\"` shares the host's whole network and is not permitted", "add `host_network = true` to [allow]"),
-    rule("network.mtu", |s| number(s, "network.mtu").is_some_and(|mtu| mtu < 1280) && addresses(s).iter().any(|a| a.address.is_ipv6()),
+    rule("network.mtu", "network.address", |s| number(s, "network.mtu").is_some_and(|mtu| mtu < 1280) && addresses(s).iter().any(|a| a.address.is_ipv6()),
         "IPv6 needs an MTU of at least 1280", "raise it, or remove the IPv6 address"),
-    rule("limits.swap", |s| !has(s, "limits.memory"), "`limits.swap` needs `limits.memory`", "the kernel counts swap beside memory"),
-    rule("limits.memory_high", |s| number(s, "limits.memory").zip(number(s, "limits.memory_high")).is_some_and(|(hard, soft)| soft > hard),
+    rule("limits.swap", "limits.memory", |s| !has(s, "limits.memory"), "`limits.swap` needs `limits.memory`", "the kernel counts swap beside memory"),
+    rule("limits.memory_high", "limits.memory", |s| number(s, "limits.memory").zip(number(s, "limits.memory_high")).is_some_and(|(hard, soft)| soft > hard),
         "`limits.memory_high` is above `limits.memory`", "the soft limit would never be reached"),
-    rule("security.userns", |s| no(s, "security.userns") && !lists(s, "security.unsafe", "host-root"),
+    rule("security.userns", "security.unsafe", |s| no(s, "security.userns") && !lists(s, "security.unsafe", "host-root"),
         "`security.userns = false` makes the jail's root the host's root", "add `unsafe = [\"host-root\"]` to [security] to say that this is wanted"),
-    rule("security.unsafe", |s| lists(s, "security.unsafe", "host-root") && !no(s, "security.userns"),
+    rule("security.unsafe", "security.userns", |s| lists(s, "security.unsafe", "host-root") && !no(s, "security.userns"),
         "`host-root` needs `security.userns = false`", "remove one of the two"),
-    rule("root.storage", |s| has(s, "path"), "`root.storage` and `path` contradict each other", "a `path` is used as it is, without layers"),
-    rule("root.on_stop", |s| has(s, "path") && text(s, "root.on_stop") == Some("discard"),
+    rule("root.storage", "path", |s| has(s, "path"), "`root.storage` and `path` contradict each other", "a `path` is used as it is, without layers"),
+    rule("root.on_stop", "path", |s| has(s, "path") && text(s, "root.on_stop") == Some("discard"),
         "`root.on_stop = \"discard\"` would delete the directory that `path` names", "remove it: a `path` is never deleted"),
-    rule("root.on_stop", |s| text(s, "root.storage") == Some("tmpfs") && text(s, "root.on_stop") == Some("keep"),
+    rule("root.on_stop", "root.storage", |s| text(s, "root.storage") == Some("tmpfs") && text(s, "root.on_stop") == Some("keep"),
         "a root on tmpfs cannot be kept", "write on_stop = \"discard\", or another storage"),
 ];
 
@@ -73,7 +76,8 @@ const RULES: &[Rule] = &[
 pub fn check(draft: &mut Draft, host: &HostConfig) -> Vec<Diagnostic> {
     let mut found = Vec::new();
     for rule in RULES {
-        if !has(&draft.settings, rule.key) || !(rule.misfit)(&draft.settings) {
+        let unknown = draft.entry(rule.with).is_some() && !has(&draft.settings, rule.with);
+        if unknown || !has(&draft.settings, rule.key) || !(rule.misfit)(&draft.settings) {
             continue;
         }
         if draft.entry(rule.key).is_some_and(|entry| entry.origin == Origin::Defaults) {

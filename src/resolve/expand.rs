@@ -9,8 +9,8 @@ use std::ops::Range;
 use serde_json::{Map, Value, json};
 
 use crate::definition::{Entries, Entry, Report};
-use crate::diagnostic::{Diagnostic, did_you_mean};
-use crate::expression;
+use crate::diagnostic::Diagnostic;
+use crate::expression::{self, Fault};
 use crate::jail::{JailName, Settings};
 
 /// How deep variables may refer to one another.
@@ -142,9 +142,8 @@ impl Work<'_> {
             return None;
         }
         let variables = variables(self.name, &known);
-        expression::render(text, &variables)
-            .map_err(|why| self.fail(entry, text, span, &variables, &why))
-            .ok()
+        let rendered = expression::render_at(text, &variables);
+        rendered.map_err(|fault| self.fail(entry, text, span, &variables, &fault)).ok()
     }
 
     /// The keys that `text` speaks of. A table said as a whole means all of it but what is being
@@ -164,7 +163,7 @@ impl Work<'_> {
         needed
     }
 
-    fn fail(&mut self, entry: &Entry, text: &str, span: &Range<usize>, variables: &Value, why: &str) {
+    fn fail(&mut self, entry: &Entry, text: &str, span: &Range<usize>, variables: &Value, fault: &Fault) {
         for said in references(text) {
             let Some(leaf) = &said.leaf else { continue };
             let table = &variables[&said.table];
@@ -178,8 +177,9 @@ impl Work<'_> {
                 return;
             }
         }
-        let mut error = entry.source.error(span, why.lines().next().unwrap_or(why));
-        error.help = did_you_mean(text.trim_matches(['{', '}', ' ']), ["name", "host", "network", "vars"]);
+        let span = place(entry, text, span, fault);
+        let error = entry.source.error(&span, first_sentence(&fault.message));
+        let error = error.help("an expression can say name, host.*, network.* and vars.*");
         self.found.push(error.for_jail(entry, self.name));
     }
 }
@@ -192,6 +192,24 @@ impl Diagnostic {
         }
         self
     }
+}
+
+/// Where in the file a fault of an expression is; the whole string, when its quoting hides that.
+fn place(entry: &Entry, text: &str, span: &Range<usize>, fault: &Fault) -> Range<usize> {
+    let inside = span.start + 1..span.end.saturating_sub(1);
+    match (fault.at, entry.source.text.get(inside.clone())) {
+        (Some(at), Some(written)) if written == text => {
+            let word = take_word(text.get(at..).unwrap_or_default()).len().max(1);
+            inside.start + at..inside.start + at + word
+        }
+        _ => span.clone(),
+    }
+}
+
+/// What went wrong, without the advice that follows it and without a full stop.
+pub fn first_sentence(message: &str) -> &str {
+    let line = message.lines().next().unwrap_or(message);
+    line.split(". ").next().unwrap_or(line).trim_end_matches('.')
 }
 
 fn is_sayable(id: &Id) -> bool {

@@ -244,7 +244,8 @@ fn root(
 /// An error in a file that a template renders differs from jail to jail: it says which.
 fn of_jail(mut error: Diagnostic, name: &JailName) -> Diagnostic {
     if error.file.file_name().is_none_or(|file| file != "template.toml") {
-        error.message = format!("{} (for the jail `{name}`)", error.message);
+        let message = expand::first_sentence(&error.message);
+        error.message = format!("{message} (for the jail `{name}`)");
     }
     error
 }

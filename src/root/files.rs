@@ -159,10 +159,10 @@ pub(super) fn make_directory(
     gid: u32,
 ) -> anyhow::Result<OwnedFd> {
     rustix::fs::mkdirat(&above, name, Mode::from(0o700)).context("mkdir")?;
-    let made = file::open_child(&above, name).context("open")?;
-    rustix::fs::fchown(&made, Some(Uid::from_raw(uid)), Some(Gid::from_raw(gid))).context("chown")?;
-    rustix::fs::fchmod(&made, Mode::from(mode & 0o7777)).context("chmod")?;
-    Ok(made)
+    let directory = file::open_child(&above, name).context("open")?;
+    rustix::fs::fchown(&directory, Some(Uid::from_raw(uid)), Some(Gid::from_raw(gid))).context("chown")?;
+    rustix::fs::fchmod(&directory, Mode::from(mode & 0o7777)).context("chmod")?;
+    Ok(directory)
 }
 
 /// The targets that are no longer as they were written: one openat2(2) each, and the contents are

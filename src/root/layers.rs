@@ -75,12 +75,13 @@ pub fn ensure(state: &Path, layer: &Layer, progress: Progress<'_>) -> anyhow::Re
     }
     let layers = open_layers(state)?;
     let lock = Lock::take(&state.join("layers"), &layer.id)?;
-    let built = fs::symlink_metadata(&done).is_ok_and(|m| m.is_dir());
-    if !built {
-        sweep(&state.join("layers"), &layers)?;
-        build(&layers, layer, progress).with_context(|| format!("build layer {}", layer.id))?;
-    }
+    let is_built = fs::symlink_metadata(&done).is_ok_and(|m| m.is_dir());
+    let built = if is_built { Ok(()) } else { build(&layers, layer, progress) };
     lock.release();
+    built.with_context(|| format!("build layer {}", layer.id))?;
+    if !is_built {
+        sweep(&state.join("layers"), &layers)?;
+    }
     Ok(done)
 }
 

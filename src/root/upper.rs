@@ -130,11 +130,11 @@ impl<'u> Merged<'u> {
             Some(stat) if !was_removed => (stat.st_mode, stat.st_uid, stat.st_gid),
             _ => (0o755, 0, 0),
         };
-        let made = make_directory(above, name, mode, self.first_id + uid, self.first_id + gid)?;
+        let directory = make_directory(above, name, mode, self.first_id + uid, self.first_id + gid)?;
         if was_removed {
-            mark_opaque(&made)?;
+            mark_opaque(&directory)?;
         }
-        Ok(made)
+        Ok(directory)
     }
 
     /// The directory that the layers show at `path`.

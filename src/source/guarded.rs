@@ -98,7 +98,7 @@ fn contents(file: File, size: u64, limit: u64) -> Result<String, Refusal> {
     }
     String::from_utf8(bytes).map_err(|error| {
         let at = error.utf8_error().valid_up_to();
-        let line = error.as_bytes()[..at].iter().filter(|byte| **byte == b'\n').count() + 1;
+        let line = error.as_bytes()[..at].split(|byte| *byte == b'\n').count();
         Refusal::because(format!("it is not UTF-8 from line {line} on"))
     })
 }

@@ -189,7 +189,7 @@ impl Texts {
             if definition::is_leftover(&name) {
                 continue;
             }
-            if !Path::new(name.as_ref()).extension().is_some_and(|extension| extension == "toml") {
+            if Path::new(name.as_ref()).extension().is_none_or(|extension| extension != "toml") {
                 let found = Diagnostic::whole(&entry.path(), "passed over: it is no NAME.toml");
                 self.diagnostics.push(found.warning());
                 continue;

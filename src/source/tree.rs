@@ -106,7 +106,7 @@ impl Tree<'_> {
             return self.refuse(&path, &why);
         }
         let relative = below.join(entry.file_name());
-        match self.kind(&path, &found) {
+        match entry_kind(&path, &found) {
             Ok(kind) => {
                 if kind == EntryKind::Directory {
                     self.open.push(relative.clone());
@@ -116,17 +116,6 @@ impl Tree<'_> {
             }
             Err(why) => self.refuse(&path, &why),
         }
-    }
-
-    fn kind(&self, path: &Path, found: &Metadata) -> Result<EntryKind, String> {
-        if found.is_dir() {
-            return Ok(EntryKind::Directory);
-        }
-        if found.is_symlink() {
-            let target = fs::read_link(path).map_err(|error| format!("readlink: {error}"))?;
-            return Ok(EntryKind::Link(target));
-        }
-        if found.is_file() { Ok(EntryKind::File) } else { Err(kind(found)) }
     }
 
     /// The text of what may be rendered or laid by `[[file]]`. Large files and those that are not
@@ -146,6 +135,17 @@ impl Tree<'_> {
             Err(_) => None,
         }
     }
+}
+
+fn entry_kind(path: &Path, found: &Metadata) -> Result<EntryKind, String> {
+    if found.is_dir() {
+        return Ok(EntryKind::Directory);
+    }
+    if found.is_symlink() {
+        let target = fs::read_link(path).map_err(|error| format!("readlink: {error}"))?;
+        return Ok(EntryKind::Link(target));
+    }
+    if found.is_file() { Ok(EntryKind::File) } else { Err(kind(found)) }
 }
 
 fn template_entry(path: PathBuf, kind: EntryKind, found: &Metadata, text: Option<String>) -> TemplateEntry {

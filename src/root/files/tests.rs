@@ -135,29 +135,13 @@ fn every_kind_of_change_is_seen() {
     }
     let place = Place::new();
     let path = place.root.join("f");
+    let open = || fs::OpenOptions::new().write(true).open(&path).expect("a file");
+    let chmod = |mode| fs::set_permissions(&path, std::os::unix::fs::PermissionsExt::from_mode(mode));
     let changes: [(&str, &dyn Fn(), usize); 6] = [
         ("nothing", &|| (), 0),
-        (
-            "touched",
-            &|| {
-                drop(
-                    fs::OpenOptions::new()
-                        .write(true)
-                        .open(&path)
-                        .and_then(|f| f.set_modified(std::time::UNIX_EPOCH)),
-                )
-            },
-            0,
-        ),
+        ("touched", &|| open().set_modified(std::time::UNIX_EPOCH).expect("touched"), 0),
         ("contents", &|| fs::write(&path, "b").expect("written"), 1),
-        (
-            "mode",
-            &|| {
-                fs::set_permissions(&path, std::os::unix::fs::PermissionsExt::from_mode(0o666))
-                    .expect("chmod")
-            },
-            1,
-        ),
+        ("mode", &|| chmod(0o666).expect("chmod"), 1),
         ("owner", &|| std::os::unix::fs::chown(&path, Some(FIRST_ID), None).expect("chown"), 1),
         ("removed", &|| fs::remove_file(&path).expect("removed"), 1),
     ];
@@ -221,4 +205,46 @@ fn an_upper_gets_what_its_layers_show() {
     assert_eq!((made.mode() & 0o7777, made.uid()), (0o755, FIRST_ID));
     let mut value = [0; 4];
     assert_eq!(rustix::fs::getxattr(&whiteout, "trusted.overlay.opaque", &mut value).expect("a mark"), 1);
+}
+
+/// The overlay of the tests, mounted nowhere: it ends with its descriptor.
+fn overlay(layer: &Path, upper: &Path, work: &Path) -> OwnedFd {
+    use rustix::mount as m;
+    let context = m::fsopen("overlay", m::FsOpenFlags::FSOPEN_CLOEXEC).expect("fsopen");
+    for (key, path) in [("lowerdir", layer), ("upperdir", upper), ("workdir", work)] {
+        m::fsconfig_set_string(context.as_fd(), key, path).expect(key);
+    }
+    m::fsconfig_create(context.as_fd()).expect("an overlay");
+    let attributes = m::MountAttrFlags::empty();
+    m::fsmount(context.as_fd(), m::FsMountFlags::FSMOUNT_CLOEXEC, attributes).expect("fsmount")
+}
+
+#[test]
+fn a_merged_root_shows_what_was_written_to_it_or_its_upper() {
+    if !is_root("a_merged_root_shows_what_was_written_to_it_or_its_upper") {
+        return;
+    }
+    let place = Place::new();
+    let (layer, work) = (place.directory.path().join("layer"), place.directory.path().join("work"));
+    fs::create_dir_all(layer.join("etc/app")).expect("a directory");
+    fs::write(layer.join("etc/app/other"), "of the layer").expect("a file");
+    fs::write(layer.join("etc/app/x"), "of the layer").expect("a file");
+    symlink("etc/app", layer.join("app")).expect("a link");
+    fs::create_dir(&work).expect("a directory");
+    let (first, second) = (file("/app/x", "one"), file("/app/y", "two"));
+    let mut stamps =
+        write_upper(place.opened.as_fd(), std::slice::from_ref(&layer), &[first], FIRST_ID).expect("written");
+    let merged = overlay(&layer, &place.root, &work);
+    assert_eq!(changed(merged.as_fd(), &stamps, FIRST_ID), BTreeSet::new());
+    stamps.extend(write(merged.as_fd(), &[second], FIRST_ID).expect("written"));
+    assert_eq!(changed(merged.as_fd(), &stamps, FIRST_ID), BTreeSet::new());
+    let read = |path: &str| {
+        let mut text = String::new();
+        let opened = file::open_inside(merged.as_fd(), Path::new(path), OFlags::RDONLY, file::INSIDE_ONE);
+        File::from(opened.expect(path)).read_to_string(&mut text).expect("text");
+        text
+    };
+    assert_eq!([read("/etc/app/x"), read("/etc/app/y"), read("/app/other")], ["one", "two", "of the layer"]);
+    write(merged.as_fd(), &[file("/app/x", "three")], FIRST_ID).expect("written");
+    assert_eq!(changed(merged.as_fd(), &stamps, FIRST_ID), BTreeSet::from([PathBuf::from("/app/x")]));
 }

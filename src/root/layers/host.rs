@@ -108,7 +108,7 @@ pub fn stamp() -> String {
     digest.update(VERSION);
     for name in USR_LINKS {
         let target = fs::read_link(Path::new("/").join(name)).unwrap_or_default();
-        digest.update(format!("{name} {target:?}\n"));
+        digest.update(format!("{name} {}\n", target.display()));
     }
     for name in TAKEN {
         let seen = fs::symlink_metadata(Path::new("/etc").join(name)).map_or(String::new(), |m| {

@@ -60,7 +60,9 @@ fn two_builders_of_one_layer_build_once() {
     thread::scope(|scope| {
         for _ in 0..8 {
             scope.spawn(|| {
-                let counted = |_: &str| drop(built.fetch_add(1, Ordering::SeqCst));
+                let counted = |_: &str| {
+                    built.fetch_add(1, Ordering::SeqCst);
+                };
                 let root = ensure(&state, &layer('b', LayerSource::Host), &counted).expect("a layer");
                 assert!(root.join("etc/passwd").is_file());
             });
@@ -77,8 +79,8 @@ fn what_an_interrupted_builder_left_is_removed() {
     }
     let temporary = tempfile::tempdir().expect("a directory");
     let (state, layers) = (temporary.path().join("state"), temporary.path().join("state/layers"));
-    let (own, stale) = (layer('c', LayerSource::Host), layer('d', LayerSource::Host));
-    for building in [&own, &stale] {
+    let (own, left) = (layer('c', LayerSource::Host), layer('d', LayerSource::Host));
+    for building in [&own, &left] {
         fs::create_dir_all(layers.join(format!("{BUILDING}{}/half", building.id))).expect("a directory");
         fs::write(layers.join(format!("{LOCK}{}", building.id)), "").expect("a file");
     }

@@ -25,7 +25,7 @@ pub const PATH_BYTES_MAX: usize = 4095;
 /// Bytes of one component, NAME_MAX.
 pub const NAME_BYTES_MAX: usize = 255;
 /// How long one layer may take to build.
-pub const BUILD_TIME_MAX: Duration = Duration::from_secs(30 * 60);
+pub const BUILD_TIME_MAX: Duration = Duration::from_mins(30);
 /// The largest owner; a jail's range of ids ends there.
 pub const ID_MAX: u64 = 65_535;
 /// Bytes copied between two looks at the clock.
@@ -122,6 +122,7 @@ impl Tree {
         size: u64,
         contents: &mut dyn Read,
     ) -> anyhow::Result<File> {
+        ensure!(size <= self.budget.bytes, "more than {BYTES_MAX} bytes");
         let file = self.create(path)?;
         let mut left = size;
         while left > 0 {

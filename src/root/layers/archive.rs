@@ -197,6 +197,9 @@ fn attributes(entry: &mut Entry<'_, impl Read>) -> anyhow::Result<Vec<(String, V
     let Some(records) = entry.pax_extensions()? else { return Ok(kept) };
     for record in records {
         let record = record.context("a PAX record")?;
+        // The tar crate would lay the map of holes as if it were the contents.
+        let is_sparse = record.key_bytes().starts_with(b"GNU.sparse.");
+        ensure!(!is_sparse, "a sparse file in PAX form is not read: make the archive without `--sparse`");
         let Some(name) = record.key_bytes().strip_prefix(b"SCHILY.xattr.") else { continue };
         if name.starts_with(b"user.") && !name.starts_with(OVERLAY_ATTRIBUTES) {
             let name = String::from_utf8(name.to_vec()).context("the name of an attribute")?;

@@ -265,6 +265,23 @@ fn capabilities_and_overlay_marks_are_dropped() {
 }
 
 #[test]
+fn a_sparse_file_in_pax_form_is_refused() {
+    if !is_root("a_sparse_file_in_pax_form_is_refused") {
+        return;
+    }
+    let mut builder = Builder::new(Vec::new());
+    let records: [(&str, &[u8]); 2] = [("GNU.sparse.major", b"1"), ("GNU.sparse.name", b"f")];
+    builder.append_pax_extensions(records).expect("an archive in memory");
+    let (header, contents) = file("GNUSparseFile.1/f", "1\n0\n4\nabcd");
+    builder.append(&header, contents).expect("an archive in memory");
+    let error = Place::new().unpack(&builder.into_inner().expect("bytes"), None).expect_err("sparse");
+    assert!(
+        format!("{error:#}").contains("entry `GNUSparseFile.1/f`: a sparse file in PAX form"),
+        "{error:#}"
+    );
+}
+
+#[test]
 fn every_compression_is_known_by_its_first_bytes() {
     if !is_root("every_compression_is_known_by_its_first_bytes") {
         return;

@@ -383,7 +383,7 @@ fn refusals_carry_the_kernels_words() {
     });
 }
 
-/// `cargo test --lib network -- --ignored --nocapture measure`
+/// `cargo test --lib network::tests::measure -- --ignored --nocapture`; with `V4=1`, IPv4 only.
 #[test]
 #[ignore = "prints figures, checks none"]
 fn measure_a_thousand() {

@@ -1,14 +1,16 @@
 //! The netlink half on a real kernel, in network namespaces of its own. Needs root.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::io::{Read, Write};
+use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use netlink_packet_route::link::LinkAttribute;
 use nix::sched::{CloneFlags, unshare};
+use nix::sys::resource::{UsageWho, getrusage};
 
 use super::message::{self, Link};
 use super::*;
@@ -381,7 +383,7 @@ fn refusals_carry_the_kernels_words() {
     });
 }
 
-/// `cargo test --lib network -- --ignored --nocapture measure`
+/// `cargo test --lib network::tests::measure -- --ignored --nocapture`; with `V4=1`, IPv4 only.
 #[test]
 #[ignore = "prints figures, checks none"]
 fn measure_a_thousand() {
@@ -411,7 +413,12 @@ fn measure_a_thousand() {
             }
         }
         for _ in 0..3 {
+            let used =
+                || getrusage(UsageWho::RUSAGE_THREAD).map(|u| (u.user_time(), u.system_time())).unwrap();
+            let before = used();
             eprintln!("observe: {:?}", timed(|| assert_eq!(observe().unwrap().len(), 1000)));
+            let after = used();
+            eprintln!("user {} system {}", after.0 - before.0, after.1 - before.1);
         }
         eprintln!("readdress: {:?}", timed(|| readdress(&specs[7], jails[7].as_fd()).unwrap()));
         let host_links = specs.iter().map(|spec| spec.host_link.clone()).collect();
@@ -427,6 +434,50 @@ fn proc() -> OwnedFd {
     let context = fsopen("proc", FsOpenFlags::FSOPEN_CLOEXEC).unwrap();
     fsconfig_create(context.as_fd()).unwrap();
     fsmount(context.as_fd(), FsMountFlags::FSMOUNT_CLOEXEC, MountAttrFlags::empty()).unwrap()
+}
+
+/// What the next test runs in a user namespace: waits for a line, configures, waits for the end.
+#[test]
+#[ignore = "run by a_jail_configures_itself_without_the_hosts_root"]
+fn inside_child() {
+    let spec: Spec = serde_json::from_str(&std::env::var("STOCKADE_TEST_SPEC").unwrap()).unwrap();
+    let mut line = String::new();
+    eprintln!("ready");
+    std::io::stdin().read_line(&mut line).unwrap();
+    configure(Some(&spec), Path::new("/proc")).unwrap();
+    eprintln!("configured");
+    std::io::stdin().read_line(&mut line).unwrap();
+}
+
+#[test]
+fn a_jail_configures_itself_without_the_hosts_root() {
+    on_a_host(|| {
+        ensure_test_bridge();
+        let spec = spec_of(1);
+        let mut child = Command::new("unshare")
+            .args(["--user", "--map-root-user", "--net"])
+            .arg(std::env::current_exe().unwrap())
+            .args(["--exact", "network::tests::inside_child", "--ignored", "--nocapture"])
+            .env("STOCKADE_TEST_SPEC", serde_json::to_string(&spec).unwrap())
+            .stdin(Stdio::piped())
+            .stderr(Stdio::piped())
+            .stdout(Stdio::null())
+            .spawn()
+            .unwrap();
+        let mut says = BufReader::new(child.stderr.take().unwrap()).lines().map(Result::unwrap);
+        assert!(says.any(|line| line == "ready"));
+        let jail = std::fs::File::open(format!("/proc/{}/ns/net", child.id())).unwrap();
+        connect(&spec, jail.as_fd()).unwrap();
+        let mut stdin = child.stdin.take().unwrap();
+        stdin.write_all(b"go\n").unwrap();
+        assert!(says.any(|line| line == "configured"));
+        assert_eq!(observe().unwrap()[&spec.host_link].addresses, spec.addresses);
+        let moved = Spec { addresses: vec![network("10.77.0.99/16")], ..spec.clone() };
+        readdress(&moved, jail.as_fd()).unwrap();
+        assert_eq!(observe().unwrap()[&spec.host_link].addresses, moved.addresses);
+        drop(stdin);
+        assert!(child.wait().unwrap().success());
+    });
 }
 
 fn timed(work: impl FnOnce()) -> Duration {

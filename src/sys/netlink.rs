@@ -19,8 +19,9 @@ use netlink_sys::{Socket, SocketAddr};
 use nix::errno::Errno;
 use nix::sched::{CloneFlags, setns};
 
-/// Room for one answer. The kernel fills a dump's part up to what the last read had room for.
-const RECEIVE_BYTES: usize = 32 * 1024;
+/// Room for one answer, what linux/netlink.h calls a good size. The kernel allocates each part of
+/// a dump as large as the last read had room for, so that more makes many short dumps slower.
+const RECEIVE_BYTES: usize = 8 * 1024;
 
 /// A dump that was overtaken by a change is asked for again this often.
 const DUMP_ATTEMPTS_MAX: usize = 16;

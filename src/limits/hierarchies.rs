@@ -272,3 +272,7 @@ pub(super) fn check_path(path: &str) -> Result<()> {
     }
     Ok(())
 }
+
+#[cfg(test)]
+#[path = "hierarchies_tests.rs"]
+mod tests;

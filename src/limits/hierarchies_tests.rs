@@ -58,6 +58,8 @@ fn v2_names_what_is_missing_with_its_fix() {
     );
     let noswap = tree(&[("cgroup.controllers", ALL), ("init.scope/memory.current", "0")]);
     check(&two(&noswap, "0::/\n").unwrap(), &[("limits.swap", "swapaccount=1")]);
+    let container = tree(&[("cgroup.controllers", "cpuset cpu memory\n"), ("cgroup.type", "domain")]);
+    check(&two(&container, "0::/\n").unwrap(), &[("limits.processes", "this container")]);
 }
 
 #[test]

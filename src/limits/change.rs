@@ -86,8 +86,7 @@ impl Cgroup {
     fn set_cpuset(&self, setting: &Setting) -> Result<()> {
         let tree = self.host.tree(Controller::Cpuset).context(setting.key)?;
         if self.host.two() {
-            make_two(&self.host, tree, self.parent(), &[Controller::Cpuset])?;
-            return if self.differs(tree, setting)? { self.write_checked(tree, setting) } else { Ok(()) };
+            return self.set_cpuset_two(tree, setting);
         }
         let there = tree.exists(&self.path);
         if setting.value.is_empty() {
@@ -98,6 +97,21 @@ impl Cgroup {
         }
         self.write_checked(tree, setting)?;
         self.move_into(tree).context(setting.key)
+    }
+
+    /// Many kernels refuse to empty the list of a cgroup with processes (ENOSPC), so a key that
+    /// went is followed by the list of the cgroup above.
+    fn set_cpuset_two(&self, tree: &Tree, setting: &Setting) -> Result<()> {
+        make_two(&self.host, tree, self.parent(), &[Controller::Cpuset])?;
+        if !self.differs(tree, setting)? {
+            return Ok(());
+        }
+        let mut setting = setting.clone();
+        if setting.value.is_empty() && self.populated()? {
+            let above = join(&join(self.host.base(), self.parent()), "cpuset.cpus.effective");
+            setting.value = read(tree, &above).context(setting.key)?;
+        }
+        self.write_checked(tree, &setting)
     }
 
     /// Moves every process of the jail into its cgroup of another v1 hierarchy, until a look finds

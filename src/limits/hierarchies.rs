@@ -159,10 +159,12 @@ impl Hierarchies {
         if matches!(controller, Controller::Devices) || self.0.controllers.iter().any(|c| c == name) {
             return None;
         }
-        Some(if self.0.base.is_empty() {
-            disabled(name)
-        } else {
-            format!("no {name} controller in {}: its unit needs Delegate=yes", self.0.base)
+        let top = self.unified().is_some_and(|tree| !tree.exists(&join(&self.0.base, "cgroup.type")));
+        Some(match self.0.base.as_str() {
+            // Only the kernel's own top has no cgroup.type.
+            "" if top => disabled(name),
+            "" => format!("no {name} controller: the host of this container does not hand it down"),
+            unit => format!("no {name} controller in {unit}: its unit needs Delegate=yes"),
         })
     }
 
@@ -272,3 +274,7 @@ pub(super) fn check_path(path: &str) -> Result<()> {
     }
     Ok(())
 }
+
+#[cfg(test)]
+#[path = "hierarchies_tests.rs"]
+mod tests;

@@ -174,7 +174,7 @@ fn memory_beyond_the_limit_kills_inside_only() {
     let beside = yard.jail(&memory(64 * MIB));
     let mut bystander = yard.run(&beside, "sleep 60");
     // tail(1) keeps a line without end in memory.
-    let mut output = yard.run(&jail, "head -c 300M /dev/zero | tail; echo $?");
+    let mut output = yard.run(&jail, "head -c 300000000 /dev/zero | tail; echo $?");
     assert_ne!(line(&mut output), "0");
     assert!(jail.usage().unwrap().oom_kills >= 1);
     assert!(jail.usage().unwrap().memory_peak <= 33 * MIB);

@@ -10,8 +10,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::jail::{Jail, JailName, Network, Settings};
 
-/// Where everything lives on the host.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+/// Where everything lives on the host. Before `resolve`, an empty path is one that no flag gave.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Paths {
     pub config: PathBuf,
     pub state: PathBuf,

@@ -42,7 +42,7 @@ pub struct Diagnostic {
     /// From 1, in characters; 0 when the file as a whole is meant.
     pub column: usize,
     /// The line as written, without its end.
-    pub cited: String,
+    pub cited: Box<str>,
     /// Characters to underline from `column` on, at least 1, never past the line's end.
     pub width: usize,
     pub severity: Severity,
@@ -61,7 +61,7 @@ impl Diagnostic {
         Self {
             line: text[..start].matches('\n').count() + 1,
             column: text[line_start..start].chars().count() + 1,
-            cited: text[line_start..line_end.max(start)].trim_end().to_owned(),
+            cited: text[line_start..line_end.max(start)].trim_end().into(),
             width: text[start..end].chars().count().max(1),
             ..Self::whole(file, message)
         }
@@ -73,7 +73,7 @@ impl Diagnostic {
             file: file.to_owned(),
             line: 0,
             column: 0,
-            cited: String::new(),
+            cited: Box::default(),
             width: 0,
             severity: Severity::Error,
             message: message.into(),

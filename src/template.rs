@@ -143,7 +143,7 @@ pub fn root(
     variables: &Value,
 ) -> Result<DesiredRoot, Vec<Diagnostic>> {
     let Some(name) = &jail.template else { return Ok(DesiredRoot::default()) };
-    let chain = chain(templates, name).map_err(|wrong| vec![wrong])?;
+    let chain = chain(templates, name).map_err(|wrong| vec![*wrong])?;
     let layers = chain.iter().flat_map(|template| layers_of(template)).collect();
     let host_usr = chain.last().is_some_and(|last| last.base == Base::Host);
     let files = render_all(&chain, variables)?;
@@ -154,28 +154,35 @@ pub fn root(
 }
 
 /// The template and its parents, itself first.
-fn chain<'t>(templates: &'t BTreeMap<String, Template>, name: &str) -> Result<Vec<&'t Template>, Diagnostic> {
+fn chain<'t>(
+    templates: &'t BTreeMap<String, Template>,
+    name: &str,
+) -> Result<Vec<&'t Template>, Box<Diagnostic>> {
     let missing = |name: &str| {
         let help = crate::diagnostic::did_you_mean(name, templates.keys().map(String::as_str));
         (format!("there is no template `{name}`"), help)
     };
     let Some(first) = templates.get(name) else {
         let (message, help) = missing(name);
-        return Err(Diagnostic { help, ..Diagnostic::whole(Path::new(name), message) });
+        return Err(Box::new(Diagnostic { help, ..Diagnostic::whole(Path::new(name), message) }));
     };
     let mut chain = vec![first];
     while let Some(Template { base: Base::Template(parent), .. }) = chain.last() {
         let child = chain[chain.len() - 1];
         if chain.iter().any(|seen| seen.name == *parent) {
             let names: Vec<&str> = chain.iter().map(|t| t.name.as_str()).chain([parent.as_str()]).collect();
-            return Err(child.wrong(format!("templates stand on each other: {}", names.join(" -> "))));
+            return Err(Box::new(
+                child.wrong(format!("templates stand on each other: {}", names.join(" -> "))),
+            ));
         }
         if chain.len() == PARENTS_MAX {
-            return Err(child.wrong(format!("more than {PARENTS_MAX} templates stand on one another")));
+            return Err(Box::new(
+                child.wrong(format!("more than {PARENTS_MAX} templates stand on one another")),
+            ));
         }
         chain.push(templates.get(parent).ok_or_else(|| {
             let (message, help) = missing(parent);
-            Diagnostic { help, ..child.wrong(message) }
+            Box::new(Diagnostic { help, ..child.wrong(message) })
         })?);
     }
     Ok(chain)
@@ -191,13 +198,13 @@ fn layers_of(template: &Template) -> Vec<Layer> {
     match &template.base {
         Base::Host => layers.push(Layer { id: id(&["host", stamp]), source: LayerSource::Host }),
         Base::Directory { path, version } => layers.push(Layer {
-            id: id(&["directory", &path.to_string_lossy(), version, stamp]),
+            id: id(&["directory", &exact(path), version, stamp]),
             source: LayerSource::Directory(path.clone()),
         }),
         Base::Tar { path, sha256 } => layers.push(Layer {
             id: match sha256 {
                 Some(digest) => id(&["tar", digest]),
-                None => id(&["tar", &path.to_string_lossy(), stamp]),
+                None => id(&["tar", &exact(path), stamp]),
             },
             source: LayerSource::Tar { path: path.clone(), sha256: sha256.clone() },
         }),
@@ -215,6 +222,11 @@ fn id(parts: &[&str]) -> String {
         digest.update(part.as_bytes());
     }
     format!("sha256-{}", hex(&digest.finalize()))
+}
+
+/// A path as text that no other path has, whatever its bytes are.
+fn exact(path: &Path) -> String {
+    path.as_os_str().as_encoded_bytes().escape_ascii().to_string()
 }
 
 /// Lower-case hexadecimal digits.
@@ -235,7 +247,7 @@ fn render_all(chain: &[&Template], variables: &Value) -> Result<Vec<RootFile>, V
         for file in template.rendered.iter().filter(|file| !hidden.contains(file.target.as_path())) {
             match render(file, variables) {
                 Ok(rendered) => drop(files.insert(&file.target, rendered)),
-                Err(diagnostic) => wrong.push(diagnostic),
+                Err(diagnostic) => wrong.push(*diagnostic),
             }
         }
         let laid = template.copied.iter().filter(|file| file.kind != CopiedKind::Directory);
@@ -245,11 +257,11 @@ fn render_all(chain: &[&Template], variables: &Value) -> Result<Vec<RootFile>, V
     if wrong.is_empty() { Ok(files.into_values().collect()) } else { Err(wrong) }
 }
 
-fn render(file: &TemplateFile, variables: &Value) -> Result<RootFile, Diagnostic> {
+fn render(file: &TemplateFile, variables: &Value) -> Result<RootFile, Box<Diagnostic>> {
     let contents = if file.is_expression {
         expression::render_at(&file.text, variables).map_err(|fault| match fault.at {
-            Some(at) => Diagnostic::at(&file.source, &file.text, at..at + 1, fault.message),
-            None => Diagnostic::whole(&file.source, fault.message),
+            Some(at) => Box::new(Diagnostic::at(&file.source, &file.text, at..at + 1, fault.message)),
+            None => Box::new(Diagnostic::whole(&file.source, fault.message)),
         })?
     } else {
         file.text.clone()

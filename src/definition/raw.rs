@@ -113,13 +113,29 @@ pub fn read(source: &Text) -> (Vec<Member>, Vec<Diagnostic>) {
     let (table, errors) = DeTable::parse_recoverable(&source.text);
     let diagnostic = |error: toml::de::Error| {
         let span = error.span().unwrap_or(0..0);
-        source.error(&span, error.message().lines().collect::<Vec<_>>().join(", "))
+        let message = error.message().lines().collect::<Vec<_>>().join(", ");
+        // The reader takes nothing for a string without quotes.
+        let nothing = span.is_empty() && message.starts_with("string values must be quoted");
+        source.error(&span, if nothing { "a value is missing".to_owned() } else { message })
     };
     let mut diagnostics: Vec<Diagnostic> = errors.into_iter().map(diagnostic).collect();
-    // One slip can make several errors of one line; the first says it best.
     diagnostics.sort_by_key(|found| (found.line, found.column));
-    diagnostics.dedup_by_key(|found| found.line);
+    drop_echoes(&mut diagnostics);
     (members(table.get_ref()), diagnostics)
+}
+
+/// One slip can make several errors of its line, and the same one of each line that follows; the
+/// first says it best.
+fn drop_echoes(sorted: &mut Vec<Diagnostic>) {
+    let mut last = (0, String::new());
+    sorted.retain(|found| {
+        let same_line = found.line == last.0;
+        let echo = found.line == last.0 + 1 && found.message == last.1;
+        if !same_line {
+            last = (found.line, found.message.clone());
+        }
+        !same_line && !echo
+    });
 }
 
 fn members(table: &DeTable<'_>) -> Vec<Member> {

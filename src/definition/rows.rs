@@ -38,16 +38,16 @@ fn table(name: &str, rows: &[Key], raw: &Raw, report: &mut Report<'_>) -> Option
     let mut map = Map::new();
     let mut whole = true;
     for member in members {
-        match rows.iter().find(|key| key.leaf() == member.name) {
-            Some(key) => match inner(key, &member.raw, report) {
-                Some(value) => drop(map.insert(member.name.clone(), value)),
-                None => whole = false,
-            },
-            None => {
-                let help = did_you_mean(&member.name, rows.iter().map(Key::leaf));
-                let message = format!("unknown key `{}` in `{name}`", member.name);
-                report.at(&member.span, Wrong { message, help });
-            }
+        let Some(key) = rows.iter().find(|key| key.leaf() == member.name) else {
+            let help = did_you_mean(&member.name, rows.iter().map(Key::leaf));
+            let message = format!("unknown key `{}` in `{name}`", member.name);
+            report.at(&member.span, Wrong { message, help });
+            continue;
+        };
+        if let Some(value) = inner(key, &member.raw, report) {
+            map.insert(member.name.clone(), value);
+        } else {
+            whole = false;
         }
     }
     let complete = if name == "mount" { mount(members, raw, report) } else { io(members, raw, report) };

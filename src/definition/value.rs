@@ -68,7 +68,9 @@ pub fn normalise(key: &Key, raw: &Raw, report: &mut Report<'_>) -> Option<Value>
 /// The normal form of one member of a table key: an environment variable, an rlimit, a var.
 pub fn normalise_member(key: &Key, name: &str, raw: &Raw, report: &mut Report<'_>) -> Option<Value> {
     match key.kind {
-        Kind::StringMap => text(key.name, Word::Argument, raw, report).map(Value::String),
+        Kind::StringMap => {
+            text(&format!("{}.{name}", key.name), Word::Argument, raw, report).map(Value::String)
+        }
         Kind::Rlimits => accept(raw, rlimit(name, raw), report).flatten().map(Value::from),
         _ => free(raw, report),
     }
@@ -79,7 +81,7 @@ pub fn member_name(key: &Key, name: &str) -> Option<Wrong> {
     let good = |b: u8| b.is_ascii_alphanumeric() || b == b'_';
     let identifier = name.bytes().all(good) && !name.starts_with(|c: char| c.is_ascii_digit());
     match key.kind {
-        Kind::Rlimits => word::one_of("resource limit", name, RLIMITS).err(),
+        Kind::Rlimits => word::one_of("a resource limit", name, RLIMITS).err(),
         _ if identifier && !name.is_empty() => None,
         Kind::StringMap => Some(Wrong::new(format!("`{name}` is not the name of an environment variable"))),
         _ => {
@@ -122,7 +124,8 @@ fn by_kind(name: &str, kind: Kind, raw: &Raw, report: &mut Report<'_>) -> Option
         }
         Kind::Choice(words) => {
             let text = text(name, Word::Argument, raw, report)?;
-            accept(raw, word::one_of(&format!("value of `{name}`"), &text, words), report).map(Value::String)
+            accept(raw, word::one_of(&format!("a value of `{name}`"), &text, words), report)
+                .map(Value::String)
         }
         Kind::Text(word) => text(name, word, raw, report).map(Value::String),
         Kind::List { of, min, max } => list(name, of, (min, max), raw, report),
@@ -142,7 +145,7 @@ fn accept<T>(raw: &Raw, result: Result<T, Wrong>, report: &mut Report<'_>) -> Op
 }
 
 pub fn wrong_type(name: &str, noun: &str, raw: &Raw) -> Wrong {
-    Wrong::new(format!("`{name}` is {noun}, not {}", raw.noun()))
+    Wrong::new(format!("`{name}` must be {noun}, not {}", raw.noun()))
 }
 
 fn boolean(name: &str, raw: &Raw, report: &mut Report<'_>) -> Option<bool> {

@@ -66,9 +66,8 @@ pub fn check(word: Word, text: &str) -> Checked {
         return Err(Wrong::new(format!("longer than {STRING_BYTES_MAX} bytes")));
     }
     match word {
-        Word::Argument => Ok(text.to_owned()),
         Word::Line if text.trim().is_empty() => Err(Wrong::new("an empty string")),
-        Word::Line => Ok(text.to_owned()),
+        Word::Line | Word::Argument => Ok(text.to_owned()),
         Word::JailName => JailName::new(text).map(String::from).map_err(Wrong::new),
         Word::Template => template(text),
         Word::Path => path(text),
@@ -86,7 +85,7 @@ pub fn check(word: Word, text: &str) -> Checked {
         Word::MountOption => mount_option(text),
         Word::Device => device(text),
         Word::Capability => capability(text),
-        Word::Unsafe => one_of("unsafe permission", text, &["host-root"]),
+        Word::Unsafe => one_of("an unsafe permission", text, &["host-root"]),
     }
 }
 
@@ -272,7 +271,7 @@ fn mount_option(text: &str) -> Checked {
         };
         return if octal { Ok(text.to_owned()) } else { Err(wrong()) };
     }
-    one_of("mount option", text, MOUNT_OPTIONS)
+    one_of("a mount option", text, MOUNT_OPTIONS)
 }
 
 fn device(text: &str) -> Checked {
@@ -304,7 +303,7 @@ pub fn one_of(noun: &str, text: &str, words: &[&str]) -> Checked {
     }
     let known = || format!("one of: {}", words.join(", "));
     let help = did_you_mean(text, words.iter().copied()).unwrap_or_else(known);
-    Err(Wrong::help(format!("`{text}` is not a {noun}"), help))
+    Err(Wrong::help(format!("`{text}` is not {noun}"), help))
 }
 
 #[cfg(test)]

@@ -179,3 +179,43 @@ fn guard_tag(text: &str, start: usize, tag: &Tag<'_>, out: &mut Guarded) -> Resu
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    /// Pieces that end and begin every state of the scan, in any order.
+    const PIECES: &[&str] = &[
+        "{{", "}}", "{%", "%}", "{#", "#}", "-", " ", "for", "set", "x", "=", "in", "raw", "endraw",
+        "endfor", "'", "\"", "\\", "é", ".", "[", "]", "\n", "1", "name",
+    ];
+
+    proptest! {
+        #[test]
+        fn any_text_is_scanned_and_guards_are_all_that_is_added(
+            picks in proptest::collection::vec(0..PIECES.len(), 0..40),
+        ) {
+            let text: String = picks.into_iter().map(|pick| PIECES[pick]).collect();
+            let Ok(guarded) = guard(&text) else { return Ok(()) };
+            let mut plain = guarded.text.clone();
+            for (start, length) in guarded.added.iter().rev() {
+                plain.replace_range(*start..start + length, "");
+            }
+            prop_assert_eq!(&plain, &text);
+            prop_assert_eq!(guarded.origin(guarded.text.len()), text.len());
+        }
+
+        #[test]
+        fn any_text_renders_or_fails_without_a_panic(
+            picks in proptest::collection::vec(0..PIECES.len(), 0..40),
+        ) {
+            let text: String = picks.into_iter().map(|pick| PIECES[pick]).collect();
+            let variables = serde_json::json!({"x": [1], "name": "web"});
+            if let Err(fault) = super::super::render_at(&text, &variables) {
+                prop_assert!(fault.at.is_none_or(|at| at <= text.len()), "{:?}", fault);
+            }
+        }
+    }
+}

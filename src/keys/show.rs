@@ -54,7 +54,7 @@ fn size(bytes: u64) -> String {
     if bytes == 0 {
         return "0".to_owned();
     }
-    let unit = SIZE_UNITS.iter().find(|(unit, _)| bytes >= *unit && bytes % unit == 0);
+    let unit = SIZE_UNITS.iter().find(|(unit, _)| bytes >= *unit && bytes.is_multiple_of(*unit));
     unit.map_or_else(|| bytes.to_string(), |(unit, letter)| format!("{}{letter}", bytes / unit))
 }
 
@@ -63,7 +63,7 @@ fn duration(milliseconds: u64) -> String {
     if milliseconds == 0 {
         return "0s".to_owned();
     }
-    let unit = DURATION_UNITS.iter().find(|(unit, _)| milliseconds % unit == 0);
+    let unit = DURATION_UNITS.iter().find(|(unit, _)| milliseconds.is_multiple_of(*unit));
     unit.map_or_else(String::new, |(unit, name)| format!("{}{name}", milliseconds / unit))
 }
 

@@ -1,1 +1,240 @@
+//! Immutable layers below `layers/`, named by the digest of what they are made from, built once
+//! and shared by every jail.
+//!
+//! A layer is filled in `.building-ID` under the lock `.lock-ID`, put on the disk, and renamed
+//! into place: what has the name is whole. Its files are owned by the ids they have inside a
+//! jail, 0 to 65,535, and only an idmapped mount gives them to a jail; the directory above is
+//! for the host's root alone, so setuid files in a layer are out of reach.
 
+mod archive;
+mod copied;
+mod host;
+mod tree;
+
+use std::collections::BTreeSet;
+use std::ffi::{OsStr, OsString};
+use std::fs::{self, File, OpenOptions};
+use std::io;
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, bail};
+use rustix::fs::{AtFlags, FileType, Mode};
+
+use super::removal;
+use crate::desired::{Layer, LayerSource};
+use crate::sys::file;
+use crate::template::{Base, Template};
+use tree::{BUILD_TIME_MAX, Tree};
+
+pub use host::stamp as host_stamp;
+
+/// Told what goes on while a layer is built, a line at a time.
+pub type Progress<'p> = &'p dyn Fn(&str);
+
+const BUILDING: &str = ".building-";
+const LOCK: &str = ".lock-";
+/// How long to wait between two looks at another builder's lock.
+const LOCK_INTERVAL: Duration = Duration::from_millis(50);
+/// How long another builder of the same layer is waited for: its own time, and some to clean up.
+const LOCK_TIME_MAX: Duration = Duration::from_secs(BUILD_TIME_MAX.as_secs() + 60);
+/// Layers looked at by `unused`.
+const LAYERS_MAX: usize = 100_000;
+
+/// Where the layer is, or will be.
+pub fn path(state: &Path, id: &str) -> PathBuf {
+    state.join("layers").join(id)
+}
+
+/// What stands for the base of `template` in the name of its layer, for `Template::stamp`. An
+/// archive with a declared digest is not looked at, nor is a parent.
+pub fn base_stamp(template: &Template) -> anyhow::Result<String> {
+    let seen = |path: &Path| fs::metadata(path).with_context(|| format!("stat {}", path.display()));
+    Ok(match &template.base {
+        Base::Host => host_stamp(),
+        Base::Tar { path, sha256: None } => {
+            let m = seen(path)?;
+            format!("{} {} {} {} {}", m.dev(), m.ino(), m.size(), m.mtime(), m.mtime_nsec())
+        }
+        Base::Directory { path, .. } => {
+            let m = seen(path)?;
+            format!("{} {}", m.dev(), m.ino())
+        }
+        Base::Tar { .. } | Base::Template(_) => String::new(),
+    })
+}
+
+/// Gives the directory of `layer`, which is built now if it is not there yet.
+pub fn ensure(state: &Path, layer: &Layer, progress: Progress<'_>) -> anyhow::Result<PathBuf> {
+    let done = path(state, &layer.id);
+    if fs::symlink_metadata(&done).is_ok_and(|m| m.is_dir()) {
+        return Ok(done);
+    }
+    let layers = open_layers(state)?;
+    let lock = Lock::take(&state.join("layers"), &layer.id)?;
+    let is_built = fs::symlink_metadata(&done).is_ok_and(|m| m.is_dir());
+    let built = if is_built { Ok(()) } else { build(&layers, layer, progress) };
+    lock.release();
+    built.with_context(|| format!("build layer {}", layer.id))?;
+    if !is_built {
+        sweep(&state.join("layers"), &layers)?;
+    }
+    Ok(done)
+}
+
+/// Opens `layers/`, made if need be, for the host's root alone.
+fn open_layers(state: &Path) -> anyhow::Result<OwnedFd> {
+    let path = state.join("layers");
+    fs::DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(&path)
+        .with_context(|| format!("make directory {}", path.display()))?;
+    let opened = file::open_directory(&path).with_context(|| format!("open {}", path.display()))?;
+    rustix::fs::fchmod(&opened, Mode::from(0o700)).with_context(|| format!("chmod {}", path.display()))?;
+    Ok(opened)
+}
+
+fn build(layers: &OwnedFd, layer: &Layer, progress: Progress<'_>) -> anyhow::Result<()> {
+    let building = OsString::from(format!("{BUILDING}{}", layer.id));
+    removal::remove(layers, &building)?;
+    rustix::fs::mkdirat(layers, &building, Mode::from(0o755)).context("make directory")?;
+    let filled = fill(layers, &building, layer, progress);
+    if filled.is_err() {
+        // The first error is the one to tell; what is left now goes before the next build.
+        let _ = removal::remove(layers, &building);
+    }
+    filled
+}
+
+fn fill(layers: &OwnedFd, building: &OsStr, layer: &Layer, progress: Progress<'_>) -> anyhow::Result<()> {
+    let root = file::open_child(layers, building).context("open the new layer")?;
+    // The umask must not reach the root of a layer.
+    rustix::fs::fchmod(&root, Mode::from(0o755)).context("chmod the new layer")?;
+    let mut tree = Tree::new(root);
+    match &layer.source {
+        LayerSource::Host => host::build(&mut tree, progress)?,
+        LayerSource::Directory(path) => copied::directory(path, &mut tree, progress)?,
+        LayerSource::Tar { path, sha256 } => {
+            archive::unpack(path, sha256.as_deref(), &mut tree, progress)?;
+        }
+        LayerSource::Files(files) => copied::files(files, &mut tree)?,
+    }
+    tree.finish()?;
+    rustix::fs::renameat(layers, building, layers, layer.id.as_str()).context("rename into place")?;
+    rustix::fs::fsync(layers).context("sync the directory of layers")
+}
+
+/// The lock of one layer's name; also kept by the kernel for no longer than its holder lives.
+struct Lock {
+    path: PathBuf,
+    _file: File,
+}
+
+impl Lock {
+    fn take(layers: &Path, id: &str) -> anyhow::Result<Self> {
+        let deadline = Instant::now() + LOCK_TIME_MAX;
+        loop {
+            if let Some(lock) = Self::try_take(layers, id)? {
+                return Ok(lock);
+            }
+            if Instant::now() > deadline {
+                bail!("wait for the other builder of layer {id}: {} s are over", LOCK_TIME_MAX.as_secs());
+            }
+            thread::sleep(LOCK_INTERVAL);
+        }
+    }
+
+    fn try_take(layers: &Path, id: &str) -> anyhow::Result<Option<Self>> {
+        let path = layers.join(format!("{LOCK}{id}"));
+        let file = OpenOptions::new()
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .mode(0o600)
+            .custom_flags(libc::O_NOFOLLOW | libc::O_CLOEXEC)
+            .open(&path)
+            .with_context(|| format!("open {}", path.display()))?;
+        if !file::try_lock(&file).with_context(|| format!("lock {}", path.display()))? {
+            return Ok(None);
+        }
+        // The last holder may have removed the name between the opening and the locking.
+        let own = file.metadata().with_context(|| format!("stat {}", path.display()))?.ino();
+        let same = fs::symlink_metadata(&path).is_ok_and(|m| m.ino() == own);
+        Ok(same.then_some(Self { path, _file: file }))
+    }
+
+    fn release(self) {
+        // A lock file that stays costs nothing, and the next holder removes it.
+        let _ = fs::remove_file(&self.path);
+    }
+}
+
+/// Removes what builders left that did not live to the end.
+fn sweep(path: &Path, layers: &OwnedFd) -> anyhow::Result<()> {
+    for name in file::names(layers, LAYERS_MAX).context("list the layers")? {
+        let Some(id) = name.to_str().and_then(|name| name.strip_prefix(BUILDING)) else { continue };
+        let Some(lock) = Lock::try_take(path, id)? else { continue };
+        removal::remove(layers, &name)?;
+        lock.release();
+    }
+    Ok(())
+}
+
+/// The layers that are not among the `used` ids, with the bytes they take on the disk.
+pub fn unused(state: &Path, used: &BTreeSet<String>) -> anyhow::Result<Vec<(String, u64)>> {
+    let path = state.join("layers");
+    let layers = match file::open_directory(&path) {
+        Ok(layers) => layers,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        Err(error) => return Err(error).with_context(|| format!("open {}", path.display())),
+    };
+    sweep(&path, &layers)?;
+    let mut unused = Vec::new();
+    for name in file::names(&layers, LAYERS_MAX).context("list the layers")? {
+        let Ok(id) = name.into_string() else { continue };
+        if id.starts_with("sha256-") && !used.contains(&id) {
+            let size = size(&layers, id.as_ref(), 0).with_context(|| format!("measure layer {id}"))?;
+            unused.push((id, size));
+        }
+    }
+    unused.sort();
+    Ok(unused)
+}
+
+/// Bytes on the disk; a file with several names is counted at each.
+fn size(parent: &OwnedFd, name: &OsStr, depth: usize) -> anyhow::Result<u64> {
+    let stat = rustix::fs::statat(parent, name, AtFlags::SYMLINK_NOFOLLOW).context("stat")?;
+    let own = u64::try_from(stat.st_blocks).unwrap_or(0) * 512;
+    if !FileType::from_raw_mode(stat.st_mode).is_dir() || depth > tree::DEPTH_MAX {
+        return Ok(own);
+    }
+    let directory = file::open_child(parent, name).context("open")?;
+    let most = usize::try_from(tree::ENTRIES_MAX).unwrap_or(usize::MAX);
+    let names = file::names(&directory, most).context("list")?;
+    names.iter().try_fold(own, |sum, name| Ok(sum + size(&directory, name, depth + 1)?))
+}
+
+/// Removes a layer that no jail uses: the caller has seen to that. First it loses its name, so
+/// that half a layer is never taken for a whole one.
+pub fn remove(state: &Path, id: &str) -> anyhow::Result<()> {
+    let layers = open_layers(state)?;
+    let lock = Lock::take(&state.join("layers"), id)?;
+    let building = OsString::from(format!("{BUILDING}{id}"));
+    removal::remove(&layers, &building)?;
+    match rustix::fs::renameat(&layers, id, &layers, &building) {
+        Err(rustix::io::Errno::NOENT) => {}
+        other => {
+            other.with_context(|| format!("take layer {id} out of its place"))?;
+            removal::remove(&layers, &building)?;
+        }
+    }
+    lock.release();
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests;

@@ -7,5 +7,18 @@ pub mod files;
 pub mod layers;
 pub mod own;
 mod removal;
+mod upper;
 
 pub use own::{discard, prepare};
+
+/// Tests that make files for other owners need root: without it they are skipped aloud, or fail
+/// where the environment says that all must run.
+#[cfg(test)]
+fn is_root(test: &str) -> bool {
+    if rustix::process::geteuid().is_root() {
+        return true;
+    }
+    assert!(std::env::var_os("STOCKADE_TEST_MUST_RUN").is_none_or(|v| v != "1"), "{test} needs root");
+    eprintln!("{test}: skipped, needs root");
+    false
+}

@@ -29,11 +29,15 @@ fn jail_directory(state: &Path, name: &JailName) -> PathBuf {
 }
 
 /// Makes what is missing: `upper`, owned by the jail's root as seen from the host (`first_id`),
-/// and `work`, the host's own. What is there stays as it is, but for the owner of `upper`.
+/// and `work`, the host's own. What is there stays as it is.
 pub fn prepare(state: &Path, name: &JailName, first_id: u32) -> anyhow::Result<OwnWrites> {
     let own = own_writes(state, name);
-    make(state, 0o700)?;
-    make(&state.join("jails"), 0o700)?;
+    let jails = state.join("jails");
+    fs::DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(&jails)
+        .with_context(|| format!("make directory {}", jails.display()))?;
     make(&jail_directory(state, name), 0o700)?;
     make(&own.work, 0o700)?;
     if make(&own.upper, 0o755)? {
@@ -72,4 +76,77 @@ pub fn discard(state: &Path, name: &JailName) -> anyhow::Result<()> {
             .with_context(|| format!("remove {}", directory.join(part).display()))?;
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::{MetadataExt, symlink};
+
+    use rustix::fs::{Mode, OFlags};
+
+    use super::*;
+    use crate::root::is_root;
+
+    /// Deeper than a path can be long, and than a process has descriptors.
+    const DEPTH: usize = 5_000;
+
+    #[test]
+    fn own_writes_are_made_once_and_discarded() {
+        if !is_root("own_writes_are_made_once_and_discarded") {
+            return;
+        }
+        let temporary = tempfile::tempdir().expect("a directory");
+        let (state, name) = (temporary.path().join("state"), JailName::new("web").expect("a name"));
+        discard(&state, &name).expect("nothing is there yet");
+        let own = prepare(&state, &name, 1_000_000).expect("made");
+        let upper = fs::metadata(&own.upper).expect("a directory");
+        assert_eq!((upper.uid(), upper.gid(), upper.mode() & 0o7777), (1_000_000, 1_000_000, 0o755));
+        let work = fs::metadata(&own.work).expect("a directory");
+        assert_eq!((work.uid(), work.mode() & 0o7777), (0, 0o700));
+        fs::write(own.upper.join("kept"), "x").expect("a file");
+        assert_eq!(prepare(&state, &name, 1_000_000).expect("again"), own);
+        assert!(own.upper.join("kept").exists());
+        fs::write(state.join("jails/web/range"), "x").expect("a file");
+        discard(&state, &name).expect("discarded");
+        let left: Vec<_> = fs::read_dir(state.join("jails/web")).expect("a directory").collect();
+        assert_eq!(left.len(), 1);
+    }
+
+    #[test]
+    fn hostile_trees_are_removed_and_links_are_not_followed() {
+        if !is_root("hostile_trees_are_removed_and_links_are_not_followed") {
+            return;
+        }
+        let temporary = tempfile::tempdir().expect("a directory");
+        let (state, name) = (temporary.path().join("state"), JailName::new("web").expect("a name"));
+        let own = prepare(&state, &name, 1_000_000).expect("made");
+        let outside = temporary.path().join("outside");
+        fs::create_dir(&outside).expect("a directory");
+        fs::write(outside.join("canary"), "alive").expect("a file");
+        let mut at = file::open_directory(&own.upper).expect("open");
+        for depth in 0..DEPTH {
+            rustix::fs::mkdirat(&at, "d", Mode::from(0o000)).expect("a directory");
+            rustix::fs::symlinkat(&outside, &at, "l").expect("a link");
+            if depth < 8 {
+                let flags = OFlags::CREATE | OFlags::WRONLY;
+                drop(rustix::fs::openat(&at, ".removed-1", flags, Mode::from(0)).expect("a file"));
+                rustix::fs::mkdirat(&at, ".removed-2", Mode::from(0)).expect("a directory");
+            }
+            at = file::open_child(&at, "d".as_ref()).expect("open");
+        }
+        symlink(&outside, own.work.join("work")).expect("a link");
+        discard(&state, &name).expect("discarded");
+        assert!(!own.upper.exists() && !own.work.exists());
+        assert_eq!(fs::read(outside.join("canary")).expect("a file"), b"alive");
+    }
+
+    #[test]
+    fn a_link_in_place_of_upper_is_refused() {
+        let temporary = tempfile::tempdir().expect("a directory");
+        let (state, name) = (temporary.path().to_owned(), JailName::new("web").expect("a name"));
+        fs::create_dir_all(state.join("jails/web")).expect("a directory");
+        symlink("/tmp", state.join("jails/web/upper")).expect("a link");
+        let error = format!("{:#}", prepare(&state, &name, 1_000_000).expect_err("a link"));
+        assert!(error.contains("upper"), "{error}");
+    }
 }

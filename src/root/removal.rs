@@ -69,7 +69,7 @@ fn move_up(from: &OwnedFd, name: &OsStr, top: &OwnedFd, moved: &mut u64) -> anyh
         let free = OsString::from(format!(".removed-{moved}"));
         match rustix::fs::renameat_with(from, name, top, &free, RenameFlags::NOREPLACE) {
             Err(Errno::EXIST) => {}
-            other => return Ok(other.with_context(|| format!("move {} up", name.display()))?),
+            other => return other.with_context(|| format!("move {} up", name.display())),
         }
     }
 }

@@ -10,7 +10,7 @@ use std::path::{Component, Path, PathBuf};
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
-use super::{Base, EntryKind, Template, TemplateEntry, TemplateFile, hex};
+use super::{Base, EntryKind, Template, TemplateEntry, TemplateFile, exact, hex};
 use crate::desired::{CopiedFile, CopiedKind, OnChange};
 use crate::diagnostic::{Diagnostic, did_you_mean};
 
@@ -213,7 +213,7 @@ impl Reader<'_> {
         let by_path: BTreeMap<&Path, &TemplateEntry> =
             entries.iter().map(|e| (e.path.as_path(), e)).collect();
         let mut own: Own<'e> = Vec::new();
-        for item in list.iter() {
+        for item in list {
             let Some(table) = item.get_ref().as_table() else {
                 self.mismatch(item, "a table");
                 continue;
@@ -411,10 +411,10 @@ fn copy(entry: &TemplateEntry, source: PathBuf, target: PathBuf) -> CopiedFile {
 /// A line that changes whenever the copied file does. The times of a directory change with each
 /// editor's temporary file, and say nothing about what is laid.
 fn stamp(file: &CopiedFile, entry: &TemplateEntry) -> String {
-    let head = format!("{:?} {:?} {:o}", file.target, file.kind, file.mode);
+    let head = format!("{} {:?} {:o}", exact(&file.target), file.kind, file.mode);
     match file.kind {
         CopiedKind::File => {
-            format!("{head} {:?} {} {} {}\n", file.source, entry.size, entry.mtime_ns, entry.inode)
+            format!("{head} {} {} {} {}\n", exact(&file.source), entry.size, entry.mtime_ns, entry.inode)
         }
         _ => format!("{head}\n"),
     }

@@ -25,7 +25,7 @@ pub const PATH_BYTES_MAX: usize = 4095;
 /// Bytes of one component, NAME_MAX.
 pub const NAME_BYTES_MAX: usize = 255;
 /// How long one layer may take to build.
-pub const BUILD_TIME_MAX: Duration = Duration::from_secs(30 * 60);
+pub const BUILD_TIME_MAX: Duration = Duration::from_mins(30);
 /// The largest owner; a jail's range of ids ends there.
 pub const ID_MAX: u64 = 65_535;
 /// Bytes copied between two looks at the clock.
@@ -52,7 +52,7 @@ impl Budget {
         self.in_time()
     }
 
-    fn bytes(&mut self, count: u64) -> anyhow::Result<()> {
+    pub fn bytes(&mut self, count: u64) -> anyhow::Result<()> {
         ensure!(count <= self.bytes, "more than {BYTES_MAX} bytes");
         self.bytes -= count;
         self.in_time()
@@ -122,12 +122,12 @@ impl Tree {
         size: u64,
         contents: &mut dyn Read,
     ) -> anyhow::Result<File> {
+        ensure!(size <= self.budget.bytes, "more than {BYTES_MAX} bytes");
         let file = self.create(path)?;
         let mut left = size;
         while left > 0 {
             let part = left.min(CHUNK);
-            self.budget.bytes(part)?;
-            let copied = io::copy(&mut (&mut *contents).take(part), &mut &file).context("write")?;
+            let copied = self.part(contents, &file, part)?;
             ensure!(copied == part, "ends after {} of {size} bytes", size - left + copied);
             left -= part;
         }
@@ -137,15 +137,23 @@ impl Tree {
 
     /// Makes a regular file with the contents of an open one, sharing blocks where that is possible.
     pub fn copy(&mut self, path: &Path, metadata: Metadata, source: &File) -> anyhow::Result<File> {
-        let size = source.metadata().context("stat")?.len();
         let file = self.create(path)?;
-        if size > 0 && file::clone_blocks(source, &file) {
+        if file::clone_blocks(source, &file) {
             self.budget.bytes(file.metadata().context("stat")?.len())?;
-            finish(&file, metadata)?;
-            return Ok(file);
+        } else {
+            let mut rest = source;
+            while self.part(&mut rest, &file, CHUNK)? == CHUNK {}
         }
-        drop(file);
-        self.file(path, metadata, size, &mut &*source)
+        finish(&file, metadata)?;
+        Ok(file)
+    }
+
+    /// Copies up to `most` bytes and says how many there were.
+    fn part(&mut self, from: &mut dyn Read, to: &File, most: u64) -> anyhow::Result<u64> {
+        self.budget.bytes(0)?;
+        let copied = io::copy(&mut from.take(most), &mut &*to).context("write")?;
+        self.budget.bytes(copied)?;
+        Ok(copied)
     }
 
     fn create(&mut self, path: &Path) -> anyhow::Result<File> {
@@ -177,8 +185,9 @@ impl Tree {
         self.budget.entry()?;
         let (path, target) = (inside(path)?, inside(target)?);
         let (directory, name) = split(&target)?;
-        let directory = file::open_inside(self.root(), directory, OFlags::PATH | OFlags::DIRECTORY, file::INSIDE)
-            .context("hard link to what is not there")?;
+        let directory =
+            file::open_inside(self.root(), directory, OFlags::PATH | OFlags::DIRECTORY, file::INSIDE)
+                .context("hard link to what is not there")?;
         if path == target {
             return Ok(());
         }

@@ -1,0 +1,314 @@
+//! Reads the config directory: every text, by one open descriptor each, and nothing else.
+//!
+//! Decides nothing about what the texts say. What others than root could have written, links,
+//! FIFOs, huge files and non-UTF-8 are refused by name. A directory that cannot be listed makes
+//! the reading incomplete, and nothing is removed then.
+
+mod guarded;
+mod tree;
+
+use std::collections::BTreeMap;
+use std::fs::{self, DirEntry};
+use std::io;
+use std::path::{Path, PathBuf};
+
+use crate::definition::{self, RawHost};
+use crate::desired::{Desired, Paths};
+use crate::diagnostic::Diagnostic;
+use crate::jail::JailName;
+use crate::resolve::{self, Input};
+use crate::root::layers;
+use crate::template::{self, Template};
+
+pub use tree::{ENTRIES_MAX, TEXT_BYTES_MAX, TemplateTexts};
+
+use guarded::{Guard, Refusal, read_text};
+
+/// The largest definition, stockade.toml or template.toml.
+pub const DEFINITION_BYTES_MAX: u64 = 1 << 20;
+/// Files in jails.d.
+pub const DEFINITIONS_MAX: usize = 20_000;
+/// Directories in templates.
+pub const TEMPLATES_MAX: usize = 1_000;
+
+/// Everything below the config directory that could be read.
+#[derive(Debug)]
+pub struct Texts {
+    /// stockade.toml; a host without one has the defaults.
+    pub host: Option<(PathBuf, String)>,
+    /// Why stockade.toml is there and cannot be used.
+    pub host_refused: Option<String>,
+    pub definitions: Vec<(PathBuf, String)>,
+    /// Jails whose file is there and cannot be used.
+    pub refused: BTreeMap<JailName, String>,
+    pub templates: Vec<TemplateTexts>,
+    pub broken_templates: BTreeMap<String, String>,
+    pub diagnostics: Vec<Diagnostic>,
+    /// False when something could not be listed: absence proves nothing then.
+    pub complete: bool,
+}
+
+impl Default for Texts {
+    fn default() -> Self {
+        Self {
+            host: None,
+            host_refused: None,
+            definitions: Vec::new(),
+            refused: BTreeMap::new(),
+            templates: Vec::new(),
+            broken_templates: BTreeMap::new(),
+            diagnostics: Vec::new(),
+            complete: true,
+        }
+    }
+}
+
+/// Reads, parses and resolves everything: what is wanted, and all that is wrong, sorted.
+/// An empty path in `paths` is one that no flag gave.
+pub fn load(paths: &Paths) -> (Desired, Vec<Diagnostic>) {
+    resolve::resolve(parse(paths, read(paths)))
+}
+
+/// Like [`load`], with `files` beside the definitions there are, or in the place of those of
+/// the same name: for `check FILE`. Whose files they are does not matter.
+pub fn load_with(paths: &Paths, files: &[PathBuf]) -> (Desired, Vec<Diagnostic>) {
+    let mut texts = read(paths);
+    for file in files {
+        let same = |other: &Path| other.file_name() == file.file_name();
+        texts.definitions.retain(|(other, _)| !same(other));
+        texts.refused.retain(|name, _| file.file_stem().is_none_or(|stem| *stem != *name.as_str()));
+        texts.diagnostics.retain(|found| !same(&found.file));
+        texts.definition(file, Guard::lenient());
+    }
+    resolve::resolve(parse(paths, texts))
+}
+
+/// The directory of `paths`, or the usual one.
+fn config(paths: &Paths) -> &Path {
+    if paths.config.as_os_str().is_empty() { Path::new(resolve::CONFIG_DIR) } else { &paths.config }
+}
+
+/// Reads everything below the config directory.
+pub fn read(paths: &Paths) -> Texts {
+    let config = config(paths);
+    let guard = Guard::strict();
+    let mut texts = Texts::default();
+    if let Err(why) = directory(config, guard) {
+        texts.complete = false;
+        texts.unlisted(config, why);
+        return texts;
+    }
+    texts.host(&config.join("stockade.toml"), guard);
+    texts.jails(&config.join("jails.d"), guard);
+    texts.templates(&config.join("templates"), guard);
+    texts
+}
+
+/// Checks a directory itself: that root alone can change what is in it.
+fn directory(path: &Path, guard: Guard) -> Result<(), Refusal> {
+    let found = fs::metadata(path).map_err(|error| match error.kind() {
+        io::ErrorKind::NotFound => Refusal::Absent,
+        _ => Refusal::Because(format!("stat: {error}")),
+    })?;
+    if !found.is_dir() {
+        return Err(Refusal::Because("it is not a directory".into()));
+    }
+    guard.objection(&found).map_or(Ok(()), |why| Err(Refusal::Because(why)))
+}
+
+/// The entries of a directory, by name.
+fn list(path: &Path, guard: Guard) -> Result<Vec<DirEntry>, Refusal> {
+    directory(path, guard)?;
+    let because = |error: io::Error| Refusal::Because(format!("read directory: {error}"));
+    let entries = fs::read_dir(path).map_err(because)?.collect::<io::Result<Vec<_>>>();
+    let mut entries = entries.map_err(because)?;
+    entries.sort_by_key(DirEntry::file_name);
+    Ok(entries)
+}
+
+impl Texts {
+    fn unlisted(&mut self, path: &Path, why: Refusal) {
+        let message = match why {
+            Refusal::Absent => "there is no such directory".to_owned(),
+            Refusal::Because(why) => why,
+        };
+        let help = "nothing is removed as long as it cannot be read";
+        self.diagnostics.push(Diagnostic::whole(path, message).help(help));
+    }
+
+    fn host(&mut self, file: &Path, guard: Guard) {
+        match read_text(file, DEFINITION_BYTES_MAX, guard) {
+            Ok(text) => self.host = Some((file.to_owned(), text)),
+            Err(Refusal::Absent) => {}
+            Err(Refusal::Because(why)) => {
+                let found = Diagnostic::whole(file, why);
+                self.host_refused = Some(found.summary());
+                self.diagnostics.push(found);
+            }
+        }
+    }
+
+    fn jails(&mut self, path: &Path, guard: Guard) {
+        let entries = match list(path, guard) {
+            Ok(entries) => entries,
+            Err(why) => {
+                self.complete = false;
+                return self.unlisted(path, why);
+            }
+        };
+        for entry in entries {
+            let name = entry.file_name();
+            let name = name.to_string_lossy();
+            if definition::is_leftover(&name) {
+                continue;
+            }
+            if Path::new(name.as_ref()).extension().is_none_or(|extension| extension != "toml") {
+                let found = Diagnostic::whole(&entry.path(), "passed over: it is no NAME.toml");
+                self.diagnostics.push(found.warning());
+                continue;
+            }
+            if self.definitions.len() == DEFINITIONS_MAX {
+                self.complete = false;
+                let message = format!("more than {DEFINITIONS_MAX} definitions");
+                self.diagnostics.push(Diagnostic::whole(path, message));
+                return;
+            }
+            self.entry(&entry, guard);
+        }
+    }
+
+    /// A definition, unless the directory already says that it is no regular file: opening a
+    /// device may do something.
+    fn entry(&mut self, entry: &DirEntry, guard: Guard) {
+        let path = entry.path();
+        match entry.file_type() {
+            Ok(kind) if !kind.is_file() => match entry.metadata() {
+                Ok(found) => self.refuse(&path, &guarded::kind(&found)),
+                Err(error) => self.refuse(&path, &format!("stat: {error}")),
+            },
+            _ => self.definition(&path, guard),
+        }
+    }
+
+    fn definition(&mut self, path: &Path, guard: Guard) {
+        match read_text(path, DEFINITION_BYTES_MAX, guard) {
+            Ok(text) => self.definitions.push((path.to_owned(), text)),
+            Err(Refusal::Because(why)) => self.refuse(path, &why),
+            // It went away after the directory was read, perhaps to come back by a rename.
+            Err(Refusal::Absent) => {
+                self.complete = false;
+                self.refuse(path, "there is no such file");
+            }
+        }
+    }
+
+    fn refuse(&mut self, path: &Path, why: &str) {
+        let found = Diagnostic::whole(path, why);
+        let stem = path.file_stem().unwrap_or_default().to_string_lossy();
+        if let Ok(name) = JailName::new(&stem) {
+            self.refused.insert(name, found.summary());
+        }
+        self.diagnostics.push(found);
+    }
+
+    fn templates(&mut self, path: &Path, guard: Guard) {
+        let entries = match list(path, guard) {
+            Ok(entries) => entries,
+            Err(Refusal::Absent) => return,
+            Err(why) => {
+                self.complete = false;
+                return self.unlisted(path, why);
+            }
+        };
+        let mut room = ENTRIES_MAX;
+        for entry in entries.iter().take(TEMPLATES_MAX) {
+            let name = entry.file_name().to_string_lossy().into_owned();
+            if definition::is_leftover(&name) {
+                continue;
+            }
+            match entry.file_type() {
+                Ok(kind) if kind.is_dir() => self.template(&entry.path(), name, &mut room, guard),
+                _ => {
+                    let found =
+                        Diagnostic::whole(&entry.path(), "passed over: it is no template's directory");
+                    self.diagnostics.push(found.warning());
+                }
+            }
+        }
+        if entries.len() > TEMPLATES_MAX {
+            self.diagnostics.push(Diagnostic::whole(path, format!("more than {TEMPLATES_MAX} templates")));
+        }
+    }
+
+    fn template(&mut self, path: &Path, name: String, room: &mut usize, guard: Guard) {
+        if JailName::new(&name).is_err() {
+            let message = format!("`{name}` is not a template name: a-z, 0-9 and -");
+            self.diagnostics.push(Diagnostic::whole(path, message));
+            return;
+        }
+        match tree::read(path, room, guard) {
+            Ok(template) => self.templates.push(template),
+            Err(wrong) => {
+                let first = wrong.first().map(Diagnostic::summary).unwrap_or_default();
+                self.broken_templates.insert(name, first);
+                self.diagnostics.extend(wrong);
+            }
+        }
+    }
+}
+
+/// Parses all that was read, for `resolve`. Looks at the machine only for the stamps of the bases.
+pub fn parse(paths: &Paths, texts: Texts) -> Input {
+    let mut input = Input {
+        paths: paths.clone(),
+        refused: texts.refused,
+        broken_templates: texts.broken_templates,
+        diagnostics: texts.diagnostics,
+        complete: texts.complete,
+        ..Input::default()
+    };
+    if let Some((file, text)) = &texts.host {
+        let (host, found) = definition::parse_host(file, text);
+        input.host = host;
+        input.diagnostics.extend(found);
+    }
+    if let Some(why) = texts.host_refused {
+        input.host = RawHost { broken: Some(why), ..RawHost::default() };
+    }
+    for (file, text) in &texts.definitions {
+        let (definition, found) = definition::parse(file, text);
+        input.definitions.extend(definition);
+        input.diagnostics.extend(found);
+    }
+    input.templates.insert(template::HOST.to_owned(), Template::host(layers::host_stamp()));
+    for texts in &texts.templates {
+        parse_template(texts, &mut input);
+    }
+    input
+}
+
+fn parse_template(texts: &TemplateTexts, input: &mut Input) {
+    let (template, mut found) = template::parse(&texts.file, &texts.text, &texts.entries);
+    // A directory named `host` takes the place of the built-in template.
+    input.templates.remove(&texts.name);
+    if let Some(mut template) = template {
+        match layers::base_stamp(&template) {
+            Ok(stamp) => {
+                template.stamp = stamp;
+                input.templates.insert(texts.name.clone(), template);
+            }
+            Err(error) => {
+                let span = template.base_span.clone();
+                found.push(Diagnostic::at(&texts.file, &texts.text, span, format!("{error:#}")));
+            }
+        }
+    }
+    if !input.templates.contains_key(&texts.name) {
+        let first = found.first().map(Diagnostic::summary).unwrap_or_default();
+        input.broken_templates.insert(texts.name.clone(), first);
+    }
+    input.diagnostics.append(&mut found);
+}
+
+#[cfg(test)]
+mod tests;

@@ -12,7 +12,9 @@ use stockade::desired::{Desired, DesiredJail, DesiredRoot, HostConfig, IdPool, O
 use stockade::jail::{Jail, JailName, Settings};
 use stockade::live::Live;
 use stockade::plan::{Options, plan, simulate};
+use stockade::resolve::{Input, resolve};
 use stockade::status;
+use stockade::template::Template;
 
 const JAILS: usize = 1_000;
 /// About what a rendered configuration file has.
@@ -127,5 +129,28 @@ fn definitions(criterion: &mut Criterion) {
     });
 }
 
-criterion_group!(pure, plans, definitions);
+/// A thousand texts, each with addresses of its own, through all checks across files.
+fn input(texts: &[(PathBuf, String)]) -> Input {
+    let parsed = texts.iter().filter_map(|(file, text)| definition::parse(file, text).0);
+    let (host, _) = definition::parse_host(Path::new("stockade.toml"), "");
+    let templates = BTreeMap::from([("host".to_owned(), Template::host("stamp".to_owned()))]);
+    Input { host, definitions: parsed.collect(), templates, complete: true, ..Input::default() }
+}
+
+fn resolving(criterion: &mut Criterion) {
+    let text = |number: usize| {
+        let (high, low) = (number / 250, number % 250 + 2);
+        let address = format!("address = [\"10.77.{high}.{low}/16\", \"fd77::{high:x}:{low:x}/64\"]");
+        let text = DEFINITION.replace("address = [\"10.77.0.10/24\", \"fd77::10/64\"]", &address);
+        (PathBuf::from(format!("/etc/stockade/jails.d/jail-{number:04}.toml")), text)
+    };
+    let texts: Vec<(PathBuf, String)> = (0..JAILS).map(text).collect();
+    let (desired, found) = resolve(input(&texts));
+    assert_eq!((desired.jails.len(), found.len()), (JAILS, 0), "{:?}", found.first());
+    criterion.bench_function("parse and resolve 1000 definitions", |bench| {
+        bench.iter(|| resolve(input(black_box(&texts))));
+    });
+}
+
+criterion_group!(pure, plans, definitions, resolving);
 criterion_main!(pure);

@@ -45,6 +45,7 @@ struct Case {
 
 #[derive(Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]
+#[allow(clippy::struct_excessive_bools)] // Each is a word of the case's file.
 struct Seen {
     /// `up`, `down`, `frozen`, `orphaned`, `partial`, `exited CODE`, `killed SIGNAL` or `reboot`.
     state: String,

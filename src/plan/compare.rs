@@ -4,13 +4,12 @@
 use std::collections::BTreeSet;
 use std::path::Path;
 
-use sha2::{Digest, Sha256};
-
 use super::Change;
-use crate::desired::{DesiredJail, DesiredRoot, OnChange, RootFile};
+use crate::desired::{DesiredJail, DesiredRoot, OnChange};
 use crate::jail::Settings;
 use crate::keys::{self, Cost};
 use crate::live::{LiveJail, Record};
+use crate::root::files::digest;
 
 /// How much of a digest is shown.
 const SHORT_DIGITS: usize = 8;
@@ -140,14 +139,4 @@ fn file_cost(on_change: &OnChange) -> Cost {
 fn short(digest: &str) -> String {
     let digits = digest.strip_prefix("sha256-").unwrap_or(digest);
     digits.chars().take(SHORT_DIGITS).collect()
-}
-
-/// The digest of a rendered file: its owner, mode and contents.
-pub fn digest(file: &RootFile) -> String {
-    let mut hash = Sha256::new();
-    hash.update(file.uid.to_be_bytes());
-    hash.update(file.gid.to_be_bytes());
-    hash.update(file.mode.to_be_bytes());
-    hash.update(&file.contents);
-    hash.finalize().iter().fold(String::new(), |text, byte| text + &format!("{byte:02x}"))
 }

@@ -3,7 +3,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::judge::{Judgement, judge, runs};
+use super::judge::{Judgement, judge, runs, stop};
 use super::{Action, ActionKind, Options, order};
 use crate::desired::Desired;
 use crate::jail::JailName;
@@ -103,19 +103,17 @@ fn up_after(name: &JailName, judgements: &Judgements, live: &Live) -> bool {
 
 /// Keeps `name` from starting while `missing` is down: what runs goes on running, what was cut
 /// off or has ended is cleared away.
-fn hold_back(mut judgement: Judgement, name: &JailName, missing: &JailName, live: &Live) -> Judgement {
+fn hold_back(judgement: Judgement, name: &JailName, missing: &JailName, live: &Live) -> Judgement {
     if !judgement.action.as_ref().is_some_and(Action::starts) {
         return judgement;
     }
     let reason = format!("depends on {missing}, which is down");
-    let state = state(live, name);
-    if runs(state) {
+    let Some(seen) = live.jails.get(name).filter(|seen| seen.state != JailState::Down) else {
+        return Judgement { action: None, note: Some(reason), ..judgement };
+    };
+    if runs(&seen.state) {
         return judgement.reduce(&reason);
     }
-    judgement.action = judgement.action.take().filter(|_| *state != JailState::Down).map(Action::into_stop);
-    if let Some(action) = &mut judgement.action {
-        action.reason = Some(reason.clone());
-    }
-    judgement.note = Some(reason);
-    judgement
+    let action = Action { reason: Some(reason.clone()), ..stop(name, seen) };
+    Judgement { action: Some(action), note: Some(reason), ..judgement }
 }

@@ -5,11 +5,11 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::compare::digest;
 use super::{Action, ActionKind, Plan};
 use crate::desired::{Desired, DesiredJail};
 use crate::jail::{JailName, Settings};
 use crate::live::{FileStamp, JailState, Live, LiveJail, RECORD_SCHEMA, Record};
+use crate::root::files::digest;
 use crate::step::Phase;
 
 /// The two halves of an action, see [`Plan`].

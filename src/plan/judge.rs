@@ -212,8 +212,10 @@ fn kind_of(cost: Cost, steady: bool, changes: &[Change], drift: &[Change]) -> Op
     }
 }
 
-fn stop(name: &JailName, seen: &LiveJail) -> Action {
-    Action { drift: history(seen), ..Action::new(name, ActionKind::Restart) }.into_stop()
+/// Stops the jail, or finishes its stop, and no more.
+pub fn stop(name: &JailName, seen: &LiveJail) -> Action {
+    let drift = history(seen).into_iter().map(|change| Change { cost: Cost::None, ..change }).collect();
+    Action { drift, ..Action::new(name, ActionKind::Stop) }
 }
 
 /// What became of the jail as a whole, as one line of drift.
@@ -229,14 +231,6 @@ fn history(seen: &LiveJail) -> Vec<Change> {
         JailState::Exited(exit) => ("state", "running", exit.to_string()),
     };
     vec![Change { key: key.to_owned(), from: Some(from.to_owned()), to: Some(to), cost: Cost::Restart }]
-}
-
-impl Action {
-    /// Stops the jail, or finishes its stop, and no more.
-    pub fn into_stop(mut self) -> Self {
-        self.drift.iter_mut().for_each(|change| change.cost = Cost::None);
-        Self { kind: ActionKind::Stop, changes: Vec::new(), ..self }
-    }
 }
 
 impl Judgement {

@@ -8,7 +8,6 @@ use proptest::option::of;
 use proptest::prelude::*;
 use serde_json::{Value, json};
 
-use super::compare::digest;
 use super::effect::simulate_halves;
 use super::{ActionKind, Options, Plan, plan, simulate};
 use crate::desired::{
@@ -16,6 +15,7 @@ use crate::desired::{
 };
 use crate::jail::{Jail, JailName, Settings};
 use crate::live::{Exit, FileStamp, JailState, Live, LiveJail, Record, Restarts};
+use crate::root::files::digest;
 use crate::step::Phase;
 
 const NOW_MS: u64 = 100_000;

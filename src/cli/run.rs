@@ -11,7 +11,7 @@ use super::{Options, exec};
 use crate::desired::DesiredJail;
 use crate::execute::{self, Host};
 use crate::init::{Order, Report};
-use crate::jail::{JailName, Settings};
+use crate::jail::JailName;
 use crate::journal::ids;
 use crate::keeper::create::{self, Created};
 use crate::limits::{Cgroup, Needs};

@@ -14,7 +14,6 @@ use crate::limits::{Cgroup, Needs};
 use crate::live::{RECORD_SCHEMA, Record};
 use crate::spec::{RootSpec, Spec, Stdio, Writes};
 use crate::step::{Phase, START};
-use crate::sys::process;
 use crate::{network, root, security};
 
 /// What the phases hand on to each other.
@@ -275,11 +274,6 @@ impl Start<'_> {
 pub fn refused(refusals: &[security::Refusal]) -> anyhow::Error {
     let lines: Vec<String> = refusals.iter().map(|r| format!("{}: {}", r.key, r.message)).collect();
     anyhow!(lines.join("; "))
-}
-
-/// The record of a jail that this process started and that is still alive.
-pub fn is_up(record: &Record) -> bool {
-    record.init.is_some_and(process::alive)
 }
 
 /// Reads the record again after a start, for those who go on with it.

@@ -190,8 +190,10 @@ fn open_devices(allow: &Allow) -> Result<Vec<(String, OwnedFd)>> {
 fn open_node(path: &Path) -> Result<OwnedFd> {
     let node = mount::clone_tree(CWD, path, false).with_context(|| format!("open {}", path.display()))?;
     let kind = FileType::from_raw_mode(rustix::fs::fstat(&node)?.st_mode);
-    if kind.is_char_device() || kind.is_block_device() {
-        return Ok(node);
+    if !kind.is_char_device() && !kind.is_block_device() {
+        bail!("open {}: not a device", path.display());
     }
-    bail!("open {}: not a device", path.display())
+    mount::set_attributes(node.as_fd(), mount::NO_SUID | mount::NO_EXEC, 0, None, false)
+        .with_context(|| format!("set the options of {}", path.display()))?;
+    Ok(node)
 }

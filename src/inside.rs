@@ -15,13 +15,15 @@ use std::time::Duration;
 use anyhow::{Context, Result, anyhow, bail};
 use serde::{Deserialize, Serialize};
 
-use crate::init::console::{self, Console};
-use crate::init::program::{self, Launch};
+use crate::init::console;
+use crate::init::program::{self, Launch, Start};
+use crate::init::{self, Report};
 use crate::jail::{Jail, NetworkMode};
 use crate::limits::{Cgroup, Hierarchies};
 use crate::live::{Process, Record};
+use crate::security::seccomp::Instruction;
 use crate::security::{self, Profile};
-use crate::sys::process;
+use crate::sys::process::{self, Cloned};
 use crate::sys::{confine, namespace, socket};
 use crate::terminal;
 
@@ -88,48 +90,112 @@ fn complain(error: &anyhow::Error) -> i32 {
 
 /// Joins and runs; returns the program's own status. For a process with one thread. Without
 /// `streams` the program gets a pseudo-terminal of the jail's that is relayed to this terminal.
+///
+/// This process stays outside and keeps its streams; only the child enters. The child is cloned
+/// straight into the jail's cgroup and pid namespace, while it still may, and is not dumpable
+/// from its first instruction: what it holds of the host is out of the jail's reach (CVE-2016-9962).
 pub fn run(visit: &Visit, streams: Option<[OwnedFd; 3]>) -> Result<i32> {
     let pidfd = process::open(visit.init).ok_or_else(|| anyhow!("{}: it is not running", visit.name))?;
     let cgroup = Cgroup::open(&Hierarchies::detect()?, &visit.cgroup_parent, &visit.name)?;
-    let join = cgroup.join_files()?;
+    let entry = Entry { pidfd, join: cgroup.join_files()?, program: visit.profile.program(), streams };
     let unified = cgroup.unified_dir()?;
+    let (ours, theirs) = socket::pair()?;
     confine::set_dumpable(false)?;
-    let program = visit.profile.program();
-    enter(visit, pidfd.as_fd())?;
-    if socket::readable(pidfd.as_fd()) {
-        bail!("{}: it has ended", visit.name);
+    namespace::setns(entry.pidfd.as_fd(), libc::CLONE_NEWPID).context("join the jail's pid namespace")?;
+    // SAFETY: `exec` and visits are single-threaded from their first instruction.
+    match unsafe { process::clone3(0, unified.as_ref().map(AsFd::as_fd)) }.context("fork into the jail")? {
+        Cloned::Child => {
+            drop(ours);
+            let error = entry.enter(visit, theirs.as_fd());
+            let report = Report::Failed { reason: error.to_string(), status: program::exit_status(&error) };
+            // The status tells it too.
+            let _ = init::tell(theirs.as_fd(), &report, &[]);
+            process::exit_now(program::exit_status(&error))
+        }
+        Cloned::Parent { pidfd: child, .. } => {
+            drop((entry, theirs));
+            accompany(child.as_fd(), ours.as_fd())
+        }
     }
-    confine::setgroups(&[])?;
-    confine::setresgid(0)?;
-    confine::setresuid(0)?;
-    confine::set_dumpable(false)?;
-    let console = if streams.is_none() { Some(open_console()?) } else { None };
-    let launch = Launch::resolve(
-        visit.argv.clone(),
-        visit.user.as_deref(),
-        &visit.env,
-        visit.workdir.as_deref(),
-        &visit.profile,
-    )?;
-    let (master, streams, terminal) = match (console, streams) {
-        (Some(console), _) => (Some(console.master.try_clone()?), console.into_streams()?, true),
-        (None, Some(streams)) => (None, streams, false),
-        (None, None) => bail!("no standard streams were given"),
-    };
-    let start = program::Start { launch: &launch, profile: &visit.profile, program: program.as_deref(), terminal };
-    let child = program::spawn_joining(&start, streams, &join, unified.as_ref().map(AsFd::as_fd))?;
-    drop(join);
-    terminal::relay(master.as_ref().map(AsFd::as_fd), child.pidfd.as_fd(), &|number| {
-        // A program that has ended needs no signal.
-        let _ = process::signal(child.pidfd.as_fd(), number);
-    })?;
-    Ok(process::reap(child.pidfd.as_fd())?.status())
 }
 
-/// All namespaces in one call; the user namespace first, as the kernel orders it itself.
-fn enter(visit: &Visit, pidfd: BorrowedFd<'_>) -> Result<()> {
-    let mut flags = libc::CLONE_NEWNS | libc::CLONE_NEWPID | libc::CLONE_NEWIPC | libc::CLONE_NEWUTS;
-    flags |= libc::CLONE_NEWCGROUP;
+/// The part outside: the terminal, signals, and the end.
+fn accompany(child: BorrowedFd<'_>, channel: BorrowedFd<'_>) -> Result<i32> {
+    let mut master = None;
+    loop {
+        // The program's execve(2) closes the channel.
+        let Some((message, mut descriptors)) = socket::receive(channel)? else { break };
+        match serde_json::from_slice(&message).context("read a report")? {
+            Report::Failed { reason, status } => {
+                process::reap(child)?;
+                return Err(program::failed(status, reason));
+            }
+            _ => master = descriptors.pop(),
+        }
+    }
+    terminal::relay(master.as_ref().map(AsFd::as_fd), child, &|number| {
+        // A program that has ended needs no signal.
+        let _ = process::signal(child, number);
+    })?;
+    Ok(process::reap(child)?.status())
+}
+
+/// What the child needs to go in.
+struct Entry {
+    pidfd: OwnedFd,
+    join: Vec<OwnedFd>,
+    program: Option<Vec<Instruction>>,
+    streams: Option<[OwnedFd; 3]>,
+}
+
+impl Entry {
+    /// Returns only the reason why the program does not run.
+    fn enter(self, visit: &Visit, channel: BorrowedFd<'_>) -> anyhow::Error {
+        match self.go_in(visit, channel) {
+            Ok((launch, streams, program)) => {
+                let start = Start {
+                    launch: &launch,
+                    profile: &visit.profile,
+                    program: program.as_deref(),
+                    dies_with_parent: true,
+                };
+                program::become_program(&start, streams)
+            }
+            Err(error) => error,
+        }
+    }
+
+    fn go_in(
+        self,
+        visit: &Visit,
+        channel: BorrowedFd<'_>,
+    ) -> Result<(Launch, [OwnedFd; 3], Option<Vec<Instruction>>)> {
+        for tasks in &self.join {
+            rustix::io::write(tasks, b"0").context("join the cgroup")?;
+        }
+        confine::join_session_keyring()?;
+        join_namespaces(visit, self.pidfd.as_fd())?;
+        if socket::readable(self.pidfd.as_fd()) {
+            bail!("{}: it has ended", visit.name);
+        }
+        init::become_root()?;
+        let streams = match self.streams {
+            Some(streams) => {
+                program::new_session()?;
+                streams
+            }
+            None => open_console(channel)?,
+        };
+        let workdir = visit.workdir.as_deref();
+        let launch =
+            Launch::resolve(visit.argv.clone(), visit.user.as_deref(), &visit.env, workdir, &visit.profile)?;
+        Ok((launch, streams, self.program))
+    }
+}
+
+/// All other namespaces in one call; the user namespace first, as the kernel orders it itself.
+fn join_namespaces(visit: &Visit, pidfd: BorrowedFd<'_>) -> Result<()> {
+    let mut flags = libc::CLONE_NEWNS | libc::CLONE_NEWIPC | libc::CLONE_NEWUTS | libc::CLONE_NEWCGROUP;
     if visit.userns {
         flags |= libc::CLONE_NEWUSER;
     }
@@ -142,11 +208,14 @@ fn enter(visit: &Visit, pidfd: BorrowedFd<'_>) -> Result<()> {
     namespace::setns(pidfd, flags).context("join the jail's namespaces")
 }
 
-fn open_console() -> Result<Console> {
+/// A terminal of the jail's; its master goes out to the one who relays it.
+fn open_console(channel: BorrowedFd<'_>) -> Result<[OwnedFd; 3]> {
     let root = crate::sys::mount::open_path(std::path::Path::new("/"))?;
     let console = console::allocate(root.as_fd())?;
     terminal::copy_size(console.master.as_fd());
-    Ok(console)
+    init::tell(channel, &Report::Created, &[console.master.as_fd()])?;
+    program::take_terminal(&console.slave)?;
+    console.into_streams()
 }
 
 /// Pays a visit from a process with threads, by a process of its own; its status must be 0.
@@ -168,4 +237,3 @@ pub fn send(program: &OwnedFd, visit: &Visit, limit: Duration) -> Result<()> {
         None => bail!("`{shown}` in the jail: not done after {} ms", limit.as_millis()),
     }
 }
-

@@ -112,7 +112,8 @@ impl Journal {
     pub fn record(&self, name: &JailName) -> Result<Option<Record>> {
         let path = self.run_dir(name).join("record.json");
         let Some(text) = read(&path)? else { return Ok(None) };
-        let head: Schema = serde_json::from_slice(&text).with_context(|| format!("read {}", path.display()))?;
+        let head: Schema =
+            serde_json::from_slice(&text).with_context(|| format!("read {}", path.display()))?;
         if head.schema != RECORD_SCHEMA {
             bail!("read {}: written by another version (schema {})", path.display(), head.schema);
         }
@@ -145,7 +146,8 @@ impl Journal {
     pub fn exit(&self, record: &Record) -> Result<Option<crate::live::Exit>> {
         let path = crate::keeper::exit_record(&self.paths.run, &record.name);
         let Some(text) = read(&path)? else { return Ok(None) };
-        let exit: ExitRecord = serde_json::from_slice(&text).with_context(|| format!("read {}", path.display()))?;
+        let exit: ExitRecord =
+            serde_json::from_slice(&text).with_context(|| format!("read {}", path.display()))?;
         Ok((exit.instance == record.instance).then_some(exit.exit))
     }
 

@@ -37,7 +37,12 @@ pub fn probe(journal: &Journal, host: &HostConfig, hierarchies: &Hierarchies) ->
 }
 
 /// One jail alone.
-pub fn one(journal: &Journal, host: &HostConfig, hierarchies: &Hierarchies, name: &JailName) -> Result<LiveJail> {
+pub fn one(
+    journal: &Journal,
+    host: &HostConfig,
+    hierarchies: &Hierarchies,
+    name: &JailName,
+) -> Result<LiveJail> {
     let record = journal.record(name)?;
     let links = match &record {
         Some(record) if wants_link(&record.settings) => Some(network::observe()?),

@@ -39,9 +39,14 @@ pub enum RootSpec {
 /// Where an overlay's changes go.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub enum Writes {
-    Kept { upper: PathBuf, work: PathBuf },
+    Kept {
+        upper: PathBuf,
+        work: PathBuf,
+    },
     /// A tmpfs that dies with the jail, at most this many bytes.
-    Discarded { bytes: u64 },
+    Discarded {
+        bytes: u64,
+    },
 }
 
 /// The main process's standard streams.

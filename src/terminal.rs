@@ -122,13 +122,20 @@ fn pass_on(signal: i32, master: Option<BorrowedFd<'_>>, forward: &dyn Fn(i32)) {
 /// The signals a command on a terminal gets, as a descriptor.
 fn catch() -> Result<SignalFd> {
     let mut set = SigSet::empty();
-    for signal in
-        [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP, Signal::SIGQUIT, Signal::SIGWINCH, Signal::SIGUSR1, Signal::SIGUSR2]
-    {
+    for signal in [
+        Signal::SIGINT,
+        Signal::SIGTERM,
+        Signal::SIGHUP,
+        Signal::SIGQUIT,
+        Signal::SIGWINCH,
+        Signal::SIGUSR1,
+        Signal::SIGUSR2,
+    ] {
         set.add(signal);
     }
     set.thread_block().context("block signals")?;
-    SignalFd::with_flags(&set, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK).context("open a signal descriptor")
+    SignalFd::with_flags(&set, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK)
+        .context("open a signal descriptor")
 }
 
 /// One chunk from one side to the other; false at the end.

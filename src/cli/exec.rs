@@ -14,7 +14,8 @@ use crate::journal::Journal;
 use crate::{desired, source, terminal};
 
 /// The shells `shell` tries, best first, when the user's own is not there.
-const SHELLS: &str = "for s in \"$SHELL\" /bin/bash /bin/sh; do [ -x \"$s\" ] && exec \"$s\" -l; done; exec sh";
+const SHELLS: &str =
+    "for s in \"$SHELL\" /bin/bash /bin/sh; do [ -x \"$s\" ] && exec \"$s\" -l; done; exec sh";
 
 pub fn exec(options: &Options, asked: &Exec) -> Result<i32> {
     let mut visit = visit(options, &asked.name, asked.argv.clone())?;
@@ -58,19 +59,17 @@ fn pay(visit: &mut Visit, may_have_terminal: bool) -> Result<i32> {
 }
 
 pub fn own_streams() -> Result<[OwnedFd; 3]> {
-    let copy = |fd: std::os::fd::BorrowedFd<'_>| rustix::io::fcntl_dupfd_cloexec(fd, 3).context("copy a stream");
-    Ok([
-        copy(std::io::stdin().as_fd())?,
-        copy(std::io::stdout().as_fd())?,
-        copy(std::io::stderr().as_fd())?,
-    ])
+    let copy =
+        |fd: std::os::fd::BorrowedFd<'_>| rustix::io::fcntl_dupfd_cloexec(fd, 3).context("copy a stream");
+    Ok([copy(std::io::stdin().as_fd())?, copy(std::io::stdout().as_fd())?, copy(std::io::stderr().as_fd())?])
 }
 
 pub fn environment(pairs: &[String]) -> Result<BTreeMap<String, String>> {
     pairs
         .iter()
         .map(|pair| {
-            let (name, value) = pair.split_once('=').ok_or_else(|| anyhow!("--env {pair}: not NAME=VALUE"))?;
+            let (name, value) =
+                pair.split_once('=').ok_or_else(|| anyhow!("--env {pair}: not NAME=VALUE"))?;
             if name.is_empty() {
                 bail!("--env {pair}: the name is empty");
             }

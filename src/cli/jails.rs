@@ -73,7 +73,11 @@ fn unknown(name: &str, view: &View) -> String {
 /// Its row, and every key as it is wanted, in force and found.
 pub fn show(options: &Options, name: &str) -> Result<i32> {
     let view = view(options)?;
-    let row = view.rows.iter().find(|row| row.name.as_str() == name).ok_or_else(|| anyhow!(unknown(name, &view)))?;
+    let row = view
+        .rows
+        .iter()
+        .find(|row| row.name.as_str() == name)
+        .ok_or_else(|| anyhow!(unknown(name, &view)))?;
     let wanted = view.desired.jails.get(&row.name);
     let seen = view.live.jails.get(&row.name);
     let record = seen.and_then(|jail| jail.record.as_ref());
@@ -97,7 +101,8 @@ pub fn show(options: &Options, name: &str) -> Result<i32> {
     text.push('\n');
     for (key, value) in &settings {
         let shown = keys::show(key, value);
-        let other = found.get(key).filter(|f| *f != value).map(|f| format!("   (found {})", keys::show(key, f)));
+        let other =
+            found.get(key).filter(|f| *f != value).map(|f| format!("   (found {})", keys::show(key, f)));
         text.push_str(&format!("{key:<24} {shown}{}\n", other.unwrap_or_default()));
     }
     if let Some(record) = record {
@@ -125,7 +130,10 @@ pub fn status(options: &Options) -> Result<i32> {
     if options.json {
         let wrong: Vec<Value> = wrong.map(status::item).collect();
         let daemon = crate::daemon::is_running(&view.host.config.paths.run);
-        output::json_text(&output::envelope("status", json!([{ "counts": counts, "daemon": daemon, "wrong": wrong }])));
+        output::json_text(&output::envelope(
+            "status",
+            json!([{ "counts": counts, "daemon": daemon, "wrong": wrong }]),
+        ));
         return Ok(DONE);
     }
     let counts: Vec<String> = counts.iter().map(|(state, count)| format!("{count} {state}")).collect();
@@ -133,7 +141,12 @@ pub fn status(options: &Options) -> Result<i32> {
     let daemon = crate::daemon::is_running(&view.host.config.paths.run);
     text.push_str(if daemon { "\nthe daemon runs\n" } else { "\nno daemon runs\n" });
     for row in wrong {
-        text.push_str(&format!("{}: {}: {}\n", row.name, row.state.as_str(), row.reason.as_deref().unwrap_or_default()));
+        text.push_str(&format!(
+            "{}: {}: {}\n",
+            row.name,
+            row.state.as_str(),
+            row.reason.as_deref().unwrap_or_default()
+        ));
     }
     output::text(&text);
     Ok(DONE)
@@ -217,8 +230,14 @@ fn reconcile(options: &Options, only: Vec<JailName>) -> Result<i32> {
     };
     let waiting = |holder: &str| eprintln!("stockade: waiting for another apply ({holder})");
     let unseen = |_: &crate::plan::Plan| ();
-    let asked =
-        PassOptions { only, no_restart: false, apply: true, progress: &progress, waiting: &waiting, planned: &unseen };
+    let asked = PassOptions {
+        only,
+        no_restart: false,
+        apply: true,
+        progress: &progress,
+        waiting: &waiting,
+        planned: &unseen,
+    };
     let passed = pass::pass(&options.paths(), &asked)?;
     for (name, reason) in &passed.plan.refused {
         eprintln!("stockade: {name}: {reason}");
@@ -226,7 +245,9 @@ fn reconcile(options: &Options, only: Vec<JailName>) -> Result<i32> {
     for (name, outcome) in &passed.failures {
         match outcome {
             execute::Outcome::Failed(reason) => eprintln!("stockade: {name}: {reason}"),
-            execute::Outcome::Skipped(after) => eprintln!("stockade: {name}: skipped, for {after} did not end well"),
+            execute::Outcome::Skipped(after) => {
+                eprintln!("stockade: {name}: skipped, for {after} did not end well")
+            }
             execute::Outcome::Done => {}
         }
     }

@@ -50,7 +50,15 @@ fn restore_pipe_signal() {
 
 fn dispatch(options: &Options) -> anyhow::Result<i32> {
     match &options.command {
-        Command::Logs(_) | Command::Destroy(_) | Command::Gc(_) | Command::Template(_) | Command::Doctor | Command::Explain(_) | Command::Schema | Command::Man | Command::Completions(_) => Ok(2),
+        Command::Logs(_)
+        | Command::Destroy(_)
+        | Command::Gc(_)
+        | Command::Template(_)
+        | Command::Doctor
+        | Command::Explain(_)
+        | Command::Schema
+        | Command::Man
+        | Command::Completions(_) => Ok(2),
         Command::Check(check) => plan::check(options, &check.files),
         Command::Plan(plan) => plan::plan(options, &plan.only),
         Command::Apply(apply) => plan::apply(options, &apply.only, apply.no_restart),

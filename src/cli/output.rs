@@ -15,7 +15,9 @@ pub fn envelope(kind: &str, items: Value) -> Value {
 /// Prints to standard output; a reader that went away is no error worth a message.
 pub fn text(text: &str) {
     let mut out = std::io::stdout().lock();
-    let ended = out.write_all(text.as_bytes()).and_then(|()| if text.ends_with('\n') { Ok(()) } else { out.write_all(b"\n") });
+    let ended = out
+        .write_all(text.as_bytes())
+        .and_then(|()| if text.ends_with('\n') { Ok(()) } else { out.write_all(b"\n") });
     if ended.is_err() {
         std::process::exit(super::FAILED);
     }

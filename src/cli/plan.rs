@@ -89,7 +89,8 @@ fn run(options: &Options, only: &[String], no_restart: bool, apply: bool) -> Res
             output::text(&plan.text(output::colour(&std::io::stdout())));
         }
     };
-    let asked = PassOptions { only, no_restart, apply, progress: &progress, waiting: &waiting, planned: &planned };
+    let asked =
+        PassOptions { only, no_restart, apply, progress: &progress, waiting: &waiting, planned: &planned };
     let passed = pass::pass(&options.paths(), &asked)?;
     unknown_names(&asked.only, &passed)?;
     Ok(passed)
@@ -103,7 +104,8 @@ fn unknown_names(only: &[JailName], passed: &Passed) -> Result<()> {
             || passed.live.jails.contains_key(name);
         if !known {
             let names = passed.desired.jails.keys().map(JailName::as_str);
-            let hint = diagnostic::did_you_mean(name.as_str(), names).map(|h| format!(" ({h})")).unwrap_or_default();
+            let hint =
+                diagnostic::did_you_mean(name.as_str(), names).map(|h| format!(" ({h})")).unwrap_or_default();
             return Err(anyhow!("no jail is named `{name}`{hint}"));
         }
     }

@@ -36,7 +36,11 @@ pub fn run(options: &Options, asked: &Run) -> Result<i32> {
 }
 
 /// The jail as if it were defined in a file, with `--set` on top.
-fn wanted(options: &Options, asked: &Run, name: &JailName) -> Result<(crate::desired::HostConfig, DesiredJail)> {
+fn wanted(
+    options: &Options,
+    asked: &Run,
+    name: &JailName,
+) -> Result<(crate::desired::HostConfig, DesiredJail)> {
     let mut text = format!("template = {}\n", toml_string(&asked.template));
     for pair in &asked.set {
         let (key, value) = pair.split_once('=').ok_or_else(|| anyhow!("--set {pair}: not KEY=VALUE"))?;
@@ -81,7 +85,10 @@ fn in_jail(host: &Host, wanted: &DesiredJail, first_id: u32, asked: &Run) -> Res
         .collect::<Result<Vec<_>>>()?;
     let link = network::spec(jail, &host.config);
     if let Some(link) = &link {
-        network::ensure_bridge(&link.bridge, &host.config.bridges.get(&link.bridge).cloned().unwrap_or_default())?;
+        network::ensure_bridge(
+            &link.bridge,
+            &host.config.bridges.get(&link.bridge).cloned().unwrap_or_default(),
+        )?;
     }
     let on_terminal = std::io::stdin().is_terminal() && std::io::stdout().is_terminal() && !asked.no_terminal;
     let spec = Spec {
@@ -124,7 +131,9 @@ fn serve(spec: &Spec, created: &Created, wanted: &DesiredJail) -> Result<i32> {
     create::order(created.channel.as_fd(), &Order::Go, &[])?;
     match create::hear(created.channel.as_fd())? {
         Some((Report::Started, _)) => {}
-        Some((Report::Failed { reason, status }, _)) => return Err(crate::init::program::failed(status, reason)),
+        Some((Report::Failed { reason, status }, _)) => {
+            return Err(crate::init::program::failed(status, reason));
+        }
         _ => bail!("the init died while it started the command"),
     }
     let master = created.master.as_ref().map(AsFd::as_fd);

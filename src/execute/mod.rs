@@ -76,7 +76,8 @@ impl Host {
 }
 
 fn own_program() -> Result<OwnedFd> {
-    let copy = mount::clone_tree(rustix::fs::CWD, Path::new("/proc/self/exe"), false).context("open this program")?;
+    let copy = mount::clone_tree(rustix::fs::CWD, Path::new("/proc/self/exe"), false)
+        .context("open this program")?;
     mount::set_attributes(copy.as_fd(), mount::READ_ONLY, 0, None, false)
         .context("make this program's mount read only")?;
     Ok(copy)
@@ -134,8 +135,14 @@ pub type Progress<'a> = &'a (dyn Fn(&JailName, &str) + Sync);
 
 /// Runs all stop halves, then all start halves. What failed is returned by jail, as is what was
 /// skipped because of it.
-pub fn execute(host: &Host, desired: &Desired, plan: &Plan, progress: Progress<'_>) -> BTreeMap<JailName, Outcome> {
-    let actions: BTreeMap<&JailName, &Action> = plan.actions.iter().map(|action| (&action.name, action)).collect();
+pub fn execute(
+    host: &Host,
+    desired: &Desired,
+    plan: &Plan,
+    progress: Progress<'_>,
+) -> BTreeMap<JailName, Outcome> {
+    let actions: BTreeMap<&JailName, &Action> =
+        plan.actions.iter().map(|action| (&action.name, action)).collect();
     let done = |name: &JailName, half: Half| -> Result<()> {
         let action = actions.get(name).ok_or_else(|| anyhow!("{name}: not in the plan"))?;
         let _lock = lock::jail(&host.journal.paths, name)?;
@@ -148,10 +155,14 @@ pub fn execute(host: &Host, desired: &Desired, plan: &Plan, progress: Progress<'
     let stops = tasks(plan, |action| action.has_stop().then_some(&action.stop_after));
     let mut ended = schedule::run(stops, &|name| done(name, Half::Stop));
     wait_for_links(host, &actions);
-    let failed: BTreeMap<JailName, Outcome> =
-        ended.iter().filter(|(_, outcome)| **outcome != Outcome::Done).map(|(n, o)| (n.clone(), o.clone())).collect();
-    let starts =
-        tasks(plan, |action| (action.has_start() && !failed.contains_key(&action.name)).then_some(&action.start_after));
+    let failed: BTreeMap<JailName, Outcome> = ended
+        .iter()
+        .filter(|(_, outcome)| **outcome != Outcome::Done)
+        .map(|(n, o)| (n.clone(), o.clone()))
+        .collect();
+    let starts = tasks(plan, |action| {
+        (action.has_start() && !failed.contains_key(&action.name)).then_some(&action.start_after)
+    });
     ended.extend(schedule::run(starts, &|name| done(name, Half::Start)));
     ended.extend(failed);
     ended.retain(|_, outcome| *outcome != Outcome::Done);
@@ -164,8 +175,13 @@ enum Half {
     Start,
 }
 
-fn tasks<'a>(plan: &'a Plan, wanted: impl Fn(&'a Action) -> Option<&'a Vec<JailName>>) -> Vec<schedule::Task> {
-    let task = |action: &'a Action| Some(schedule::Task { name: action.name.clone(), after: wanted(action)?.clone() });
+fn tasks<'a>(
+    plan: &'a Plan,
+    wanted: impl Fn(&'a Action) -> Option<&'a Vec<JailName>>,
+) -> Vec<schedule::Task> {
+    let task = |action: &'a Action| {
+        Some(schedule::Task { name: action.name.clone(), after: wanted(action)?.clone() })
+    };
     plan.actions.iter().filter_map(task).collect()
 }
 
@@ -209,8 +225,11 @@ fn stop_half(host: &Host, action: &Action) -> Result<()> {
 
 /// The kernel lets go of a stopped jail's link a little later than of its processes.
 fn wait_for_links(host: &Host, actions: &BTreeMap<&JailName, &Action>) {
-    let links: BTreeSet<String> =
-        actions.values().filter(|action| action.has_stop()).map(|action| network::host_link(&action.name)).collect();
+    let links: BTreeSet<String> = actions
+        .values()
+        .filter(|action| action.has_stop())
+        .map(|action| network::host_link(&action.name))
+        .collect();
     if !links.is_empty()
         && let Err(error) = network::disconnect(&links)
     {

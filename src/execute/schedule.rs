@@ -87,7 +87,8 @@ fn next(state: &mut State) -> Next {
     let mut index = 0;
     while index < state.waiting.len() {
         let task = &state.waiting[index];
-        let failed = task.after.iter().find(|name| state.ended.get(*name).is_some_and(|o| *o != Outcome::Done));
+        let failed =
+            task.after.iter().find(|name| state.ended.get(*name).is_some_and(|o| *o != Outcome::Done));
         if let Some(failed) = failed.cloned() {
             let task = state.waiting.remove(index).expect("the index was just looked at");
             state.ended.insert(task.name, Outcome::Skipped(failed));

@@ -14,7 +14,8 @@ use crate::{network, root};
 
 /// Carries out an `Update`; afterwards the record holds exactly the keys it names.
 pub fn update(host: &Host, wanted: &DesiredJail, action: &Action, mut record: Record) -> Result<()> {
-    let keys: Vec<&str> = action.changes.iter().chain(&action.drift).map(|change| change.key.as_str()).collect();
+    let keys: Vec<&str> =
+        action.changes.iter().chain(&action.drift).map(|change| change.key.as_str()).collect();
     let next = merged(&record.settings, &wanted.settings, &keys);
     let before = Jail::from_settings(&record.name, &record.settings).map_err(anyhow::Error::msg)?;
     let after = Jail::from_settings(&record.name, &next).map_err(anyhow::Error::msg)?;
@@ -29,8 +30,12 @@ pub fn update(host: &Host, wanted: &DesiredJail, action: &Action, mut record: Re
         names(&after, &record)?;
     }
     record.settings = next;
-    let files: Vec<&RootFile> =
-        wanted.root.files.iter().filter(|file| keys.iter().any(|key| *key == file.target.to_string_lossy())).collect();
+    let files: Vec<&RootFile> = wanted
+        .root
+        .files
+        .iter()
+        .filter(|file| keys.iter().any(|key| *key == file.target.to_string_lossy()))
+        .collect();
     write_files(&files, &keys, &mut record)?;
     host.journal.write_record(&record)?;
     files.iter().try_for_each(|file| follow(host, &after, &record, file))

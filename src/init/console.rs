@@ -30,7 +30,8 @@ pub fn open(stdio: Stdio, root: BorrowedFd<'_>) -> Result<Option<Console>> {
     }
     let console = allocate(root)?;
     let place = mount::resolve(root, Path::new("dev/console"), true).context("open /dev/console")?;
-    let shown = mount::clone_tree(console.slave.as_fd(), Path::new(""), false).context("copy the console's mount")?;
+    let shown =
+        mount::clone_tree(console.slave.as_fd(), Path::new(""), false).context("copy the console's mount")?;
     mount::attach(shown.as_fd(), place.as_fd()).context("attach /dev/console")?;
     Ok(Some(console))
 }
@@ -45,8 +46,11 @@ pub fn allocate(root: BorrowedFd<'_>) -> Result<Console> {
         bail!("open /dev/pts/ptmx: not on a devpts");
     }
     rustix::pty::unlockpt(&master).context("unlock a pseudo-terminal")?;
-    let slave = rustix::pty::ioctl_tiocgptpeer(&master, OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC)
-        .context("open a pseudo-terminal's peer")?;
+    let slave = rustix::pty::ioctl_tiocgptpeer(
+        &master,
+        OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC,
+    )
+    .context("open a pseudo-terminal's peer")?;
     let status = rustix::fs::fstat(&slave).context("look at a pseudo-terminal")?;
     if rustix::fs::major(status.st_rdev) != PTY_MAJOR {
         bail!("open a pseudo-terminal's peer: not a pseudo-terminal");

@@ -29,7 +29,11 @@ pub fn dev(root: BorrowedFd<'_>, nodes: &[(String, OwnedFd)], spec: &Spec) -> Re
         empty_file(dev.as_fd(), "console")?;
     }
     below(dev.as_fd(), "pts", &mount::create("devpts", PTS, mount::NO_SUID | mount::NO_EXEC)?)?;
-    below(dev.as_fd(), "shm", &mount::create("tmpfs", SHM, mount::NO_SUID | mount::NO_DEVICES | mount::NO_EXEC)?)?;
+    below(
+        dev.as_fd(),
+        "shm",
+        &mount::create("tmpfs", SHM, mount::NO_SUID | mount::NO_DEVICES | mount::NO_EXEC)?,
+    )?;
     let mqueue = mount::NO_SUID | mount::NO_DEVICES | mount::NO_EXEC;
     below(dev.as_fd(), "mqueue", &mount::create("mqueue", &[], mqueue)?)
 }
@@ -57,11 +61,13 @@ fn make_directories(dev: BorrowedFd<'_>, path: &str) -> Result<()> {
 
 fn empty_file(dev: BorrowedFd<'_>, name: &str) -> Result<OwnedFd> {
     let flags = OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC | OFlags::WRONLY;
-    rustix::fs::openat(dev, name, flags, Mode::from_raw_mode(0o666)).with_context(|| format!("create /dev/{name}"))
+    rustix::fs::openat(dev, name, flags, Mode::from_raw_mode(0o666))
+        .with_context(|| format!("create /dev/{name}"))
 }
 
 fn below(dev: BorrowedFd<'_>, name: &str, mounted: &OwnedFd) -> Result<()> {
-    rustix::fs::mkdirat(dev, name, Mode::from_raw_mode(0o755)).with_context(|| format!("make /dev/{name}"))?;
+    rustix::fs::mkdirat(dev, name, Mode::from_raw_mode(0o755))
+        .with_context(|| format!("make /dev/{name}"))?;
     let place = mount::resolve(dev, Path::new(name), true).with_context(|| format!("open /dev/{name}"))?;
     mount::attach(mounted.as_fd(), place.as_fd()).with_context(|| format!("attach /dev/{name}"))
 }

@@ -17,9 +17,9 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use anyhow::{Context, Result, anyhow, bail};
 use serde::{Deserialize, Serialize};
 
+use crate::network;
 use crate::spec::{Spec, Stdio};
 use crate::sys::{confine, mount, namespace, process, socket};
-use crate::network;
 
 pub use mounts::attributes as mount_attributes;
 
@@ -55,9 +55,15 @@ pub enum Report {
     Created,
     Started,
     /// One line: verb, object, cause; and the status a caller passes on (125 to 127).
-    Failed { reason: String, status: i32 },
+    Failed {
+        reason: String,
+        status: i32,
+    },
     /// The main process has ended, or a persistent jail was asked to.
-    Ended { code: Option<i32>, signal: Option<i32> },
+    Ended {
+        code: Option<i32>,
+        signal: Option<i32>,
+    },
 }
 
 /// Entered by the child of clone3(2); never returns.
@@ -90,6 +96,8 @@ fn run(spec: &Spec, inherited: Inherited) -> Result<std::convert::Infallible> {
     let (order, descriptors) = receive(inherited.channel.as_fd())?;
     let Order::Ready { missing } = order else { bail!("the keeper sent {order:?} before the mounts") };
     become_root()?;
+    // Again: the kernel forgets it whenever credentials change, prctl(2).
+    process::set_parent_death_signal(Some(rustix::process::Signal::KILL))?;
     confine::umask(spec.profile.umask);
     let root = build_root(spec, &inherited.devices, descriptors, &missing)?;
     drop(inherited.devices);
@@ -115,7 +123,7 @@ fn run(spec: &Spec, inherited: Inherited) -> Result<std::convert::Infallible> {
 }
 
 /// Ids 0 of the jail's own range, and no group of the host's.
-fn become_root() -> Result<()> {
+pub fn become_root() -> Result<()> {
     confine::setgroups(&[])?;
     confine::setresgid(0)?;
     confine::setresuid(0)?;

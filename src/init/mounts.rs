@@ -34,8 +34,9 @@ pub fn attach_at(root: BorrowedFd<'_>, path: &str, mounted: BorrowedFd<'_>, stri
 /// A directory of the root by descriptor; missing parts are made, owned by the jail's root.
 fn directory(root: BorrowedFd<'_>, path: &Path, strict: bool) -> Result<OwnedFd> {
     match mount::resolve(root, path, strict) {
-        Err(e) if e.kind() == std::io::ErrorKind::NotFound => make_directories(root, path)
-            .with_context(|| format!("make /{}", path.display())),
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => {
+            make_directories(root, path).with_context(|| format!("make /{}", path.display()))
+        }
         other => other.with_context(|| format!("open /{}", path.display())),
     }
 }
@@ -161,12 +162,9 @@ fn tmpfs(wanted: &Mount) -> Result<OwnedFd> {
 pub fn attributes(options: &[String]) -> u64 {
     let has = |name: &str| options.iter().any(|o| o == name);
     let mut attributes = 0;
-    for (flag, on) in [
-        (NO_SUID, !has("suid")),
-        (NO_DEVICES, !has("dev")),
-        (READ_ONLY, has("ro")),
-        (NO_EXEC, has("noexec")),
-    ] {
+    for (flag, on) in
+        [(NO_SUID, !has("suid")), (NO_DEVICES, !has("dev")), (READ_ONLY, has("ro")), (NO_EXEC, has("noexec"))]
+    {
         if on {
             attributes |= flag;
         }
@@ -214,7 +212,8 @@ fn open_writable(root: BorrowedFd<'_>, paths: &[String]) -> Result<Vec<(String, 
     let mut copies = Vec::new();
     for path in paths {
         if let Some(place) = existing(root, path)? {
-            let copy = mount::clone_tree(place.as_fd(), Path::new(""), true).with_context(|| format!("copy {path}"))?;
+            let copy = mount::clone_tree(place.as_fd(), Path::new(""), true)
+                .with_context(|| format!("copy {path}"))?;
             copies.push((path.clone(), copy));
         }
     }
@@ -239,7 +238,8 @@ fn existing(root: BorrowedFd<'_>, path: &str) -> Result<Option<OwnedFd>> {
 /// Binds a path onto itself, read only.
 fn freeze(root: BorrowedFd<'_>, path: &str) -> Result<()> {
     let Some(place) = existing(root, path)? else { return Ok(()) };
-    let copy = mount::clone_tree(place.as_fd(), Path::new(""), true).with_context(|| format!("copy {path}"))?;
+    let copy =
+        mount::clone_tree(place.as_fd(), Path::new(""), true).with_context(|| format!("copy {path}"))?;
     mount::set_attributes(copy.as_fd(), READ_ONLY | NO_SUID | NO_DEVICES | NO_EXEC, 0, None, true)
         .with_context(|| format!("make {path} read only"))?;
     mount::attach(copy.as_fd(), place.as_fd()).with_context(|| format!("attach {path}"))?;

@@ -13,8 +13,8 @@ use crate::init::{Report, tell};
 use crate::security::capability::known;
 use crate::security::seccomp::Instruction;
 use crate::spec::Spec;
-use crate::sys::process::{self, Ended};
 use crate::sys::confine;
+use crate::sys::process::{self, Ended};
 
 /// How long children may take to end when a persistent jail is asked to.
 const LAST_WAIT_MS: i64 = 8_000;
@@ -41,7 +41,12 @@ pub fn serve(spec: &Spec, channel: OwnedFd, streams: [OwnedFd; 3]) -> Result<Inf
 fn boot(spec: &Spec, path: &str, streams: [OwnedFd; 3]) -> Result<Infallible> {
     let launch = Launch::boot(spec, path)?;
     let program = spec.profile.program();
-    let start = Start { launch: &launch, profile: &spec.profile, program: program.as_deref(), terminal: false };
+    let start = Start {
+        launch: &launch,
+        profile: &spec.profile,
+        program: program.as_deref(),
+        dies_with_parent: false,
+    };
     if spec.stdio.is_console() {
         rustix::process::ioctl_tiocsctty(&streams[0]).context("take the console")?;
     }
@@ -92,10 +97,12 @@ impl Init<'_> {
     }
 
     fn launch(&self, launch: &Launch) -> Result<i32> {
-        let copies = [self.streams[0].try_clone()?, self.streams[1].try_clone()?, self.streams[2].try_clone()?];
+        let copies =
+            [self.streams[0].try_clone()?, self.streams[1].try_clone()?, self.streams[2].try_clone()?];
         let terminal = self.spec.stdio.is_console();
-        let start = Start { launch, profile: &self.spec.profile, program: self.program, terminal };
-        program::spawn(&start, copies).map(|child| child.pid)
+        let start =
+            Start { launch, profile: &self.spec.profile, program: self.program, dies_with_parent: false };
+        program::spawn(&start, copies, terminal)
     }
 
     /// Waits for one child, reaping all others; `None` when the time is over.

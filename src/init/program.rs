@@ -3,18 +3,18 @@
 
 use std::ffi::CString;
 use std::io::Read;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, anyhow, bail};
 use rustix::fs::{Mode, OFlags, ResolveFlags};
 
+use crate::security::Profile;
 use crate::security::passwd::{self, Identity};
 use crate::security::seccomp::Instruction;
-use crate::security::Profile;
 use crate::spec::Spec;
-use crate::sys::process::{self, Cloned};
 use crate::sys::confine;
+use crate::sys::process::{self, Cloned};
 
 /// `exec` and `run` pass these on, as env(1) and podman do.
 pub const NOT_EXECUTABLE: i32 = 126;
@@ -103,35 +103,18 @@ pub struct Start<'a> {
     pub profile: &'a Profile,
     /// The profile's filter, compiled beforehand.
     pub program: Option<&'a [Instruction]>,
-    /// Standard input is a pseudo-terminal to take control of.
-    pub terminal: bool,
+    /// A visitor does not outlive the command outside that brought it.
+    pub dies_with_parent: bool,
 }
 
-/// A child that runs its program.
-pub struct Child {
-    pub pid: i32,
-    pub pidfd: OwnedFd,
-}
-
-/// Forks, and returns once the program runs, or with the reason why it does not.
-pub fn spawn(start: &Start<'_>, streams: [OwnedFd; 3]) -> Result<Child> {
-    spawn_joining(start, streams, &[], None)
-}
-
-/// As [`spawn`], from outside: the child joins the jail's cgroup first, and dies with its parent.
-pub fn spawn_joining(
-    start: &Start<'_>,
-    streams: [OwnedFd; 3],
-    join: &[OwnedFd],
-    unified: Option<BorrowedFd<'_>>,
-) -> Result<Child> {
+/// Forks, and returns the child's number once its program runs, or the reason why it does not.
+pub fn spawn(start: &Start<'_>, streams: [OwnedFd; 3], terminal: bool) -> Result<i32> {
     let (ours, theirs) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC).context("make a pipe")?;
-    // SAFETY: keeper, init, `exec` and `run` are single-threaded from their first instruction.
-    match unsafe { process::clone3(0, unified) }.context("fork")? {
+    match process::fork().context("fork")? {
         Cloned::Child => {
             drop(ours);
-            let visit = unified.is_some() || !join.is_empty();
-            let error = match child_begins(join, visit, start.terminal.then_some(&streams[0])) {
+            let session = if terminal { take_terminal(&streams[0]) } else { new_session() };
+            let error = match session {
                 Ok(()) => become_program(start, streams),
                 Err(error) => error,
             };
@@ -144,7 +127,7 @@ pub fn spawn_joining(
             let mut reason = String::new();
             std::fs::File::from(ours).read_to_string(&mut reason).context("read from a starting program")?;
             if reason.is_empty() {
-                return Ok(Child { pid, pidfd });
+                return Ok(pid);
             }
             let status = process::reap(pidfd.as_fd())?.status();
             Err(failed(status, reason))
@@ -152,23 +135,12 @@ pub fn spawn_joining(
     }
 }
 
-fn child_begins(join: &[OwnedFd], visit: bool, terminal: Option<&OwnedFd>) -> Result<()> {
-    for tasks in join {
-        rustix::io::write(tasks, b"0").context("join the cgroup")?;
-    }
-    if visit {
-        process::set_parent_death_signal(Some(rustix::process::Signal::KILL))?;
-        confine::join_session_keyring()?;
-    }
-    terminal.map_or_else(new_session, take_terminal)
-}
-
-fn new_session() -> Result<()> {
+pub fn new_session() -> Result<()> {
     rustix::process::setsid().context("setsid").map(|_| ())
 }
 
 /// A new session whose controlling terminal this is.
-fn take_terminal(terminal: &OwnedFd) -> Result<()> {
+pub fn take_terminal(terminal: &OwnedFd) -> Result<()> {
     new_session()?;
     rustix::process::ioctl_tiocsctty(terminal).context("take the terminal")
 }
@@ -263,6 +235,10 @@ fn execute(start: &Start<'_>) -> Result<std::convert::Infallible> {
     let path = launch.env.iter().find(|(k, _)| k == "PATH").map_or("", |(_, v)| v.as_str());
     let candidates = candidates(name, path).iter().map(|c| text(c)).collect::<Result<Vec<_>>>()?;
     confine::become_user(start.profile, &launch.user)?;
+    if start.dies_with_parent {
+        // Only now: the kernel forgets it whenever credentials change, prctl(2).
+        process::set_parent_death_signal(Some(rustix::process::Signal::KILL))?;
+    }
     process::reset_signals();
     confine::close_range_at_exec_from(3)?;
     confine::seal(start.profile, launch.user.uid, start.program)?;

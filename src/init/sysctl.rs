@@ -18,7 +18,8 @@ fn write(proc: BorrowedFd<'_>, name: &str, value: &str) -> Result<()> {
     let flags = OFlags::WRONLY | OFlags::CLOEXEC;
     match rustix::fs::openat2(proc, name, flags, Mode::empty(), how) {
         Ok(file) => {
-            rustix::io::write(&file, value.as_bytes()).with_context(|| format!("write {value} to /proc/{name}"))?;
+            rustix::io::write(&file, value.as_bytes())
+                .with_context(|| format!("write {value} to /proc/{name}"))?;
             Ok(())
         }
         Err(rustix::io::Errno::NOENT) => Ok(()),

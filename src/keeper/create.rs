@@ -44,7 +44,9 @@ pub fn create(spec: &Spec, cgroup: &Cgroup, streams: Option<[OwnedFd; 3]>) -> Re
     namespace::unshare_time()?;
 
     // SAFETY: keeper and `run` are single-threaded from their first instruction.
-    match unsafe { process::clone3(flags(spec), unified.as_ref().map(AsFd::as_fd)) }.context("clone the jail")? {
+    match unsafe { process::clone3(flags(spec), unified.as_ref().map(AsFd::as_fd)) }
+        .context("clone the jail")?
+    {
         Cloned::Child => {
             drop(ours);
             init::enter(spec, Inherited { channel: theirs, join, devices, streams })
@@ -156,11 +158,19 @@ fn open_sources(wanted: &[Mount]) -> Result<Sources> {
         let recursive = has("rbind");
         match mount::clone_tree(CWD, &entry.source, recursive) {
             Ok(copy) => {
-                mount::set_attributes(copy.as_fd(), init::mount_attributes(&entry.options), 0, None, recursive)
-                    .with_context(|| format!("set the options of mount {}", entry.source.display()))?;
+                mount::set_attributes(
+                    copy.as_fd(),
+                    init::mount_attributes(&entry.options),
+                    0,
+                    None,
+                    recursive,
+                )
+                .with_context(|| format!("set the options of mount {}", entry.source.display()))?;
                 sources.mounts.push((copy, !has("noidmap")));
             }
-            Err(e) if e.kind() == std::io::ErrorKind::NotFound && has("optional") => sources.missing.push(index),
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound && has("optional") => {
+                sources.missing.push(index)
+            }
             Err(e) => return Err(e).with_context(|| format!("open mount source {}", entry.source.display())),
         }
     }
@@ -181,7 +191,8 @@ fn open_devices(allow: &Allow) -> Result<Vec<(String, OwnedFd)>> {
         nodes.push((device.name.to_owned(), node));
     }
     for path in &allow.devices {
-        let name = path.strip_prefix("/dev/").ok_or_else(|| anyhow!("allow.devices {path}: not below /dev"))?;
+        let name =
+            path.strip_prefix("/dev/").ok_or_else(|| anyhow!("allow.devices {path}: not below /dev"))?;
         nodes.push((name.to_owned(), open_node(Path::new(path))?));
     }
     Ok(nodes)

@@ -61,7 +61,10 @@ pub fn main() -> i32 {
     match leave_starter().and_then(|parent| if parent { Ok(0) } else { keep(&socket) }) {
         Ok(status) => status,
         Err(error) => {
-            let answer = Answer::Failed { reason: format!("{error:#}"), status: crate::init::program::exit_status(&error) };
+            let answer = Answer::Failed {
+                reason: format!("{error:#}"),
+                status: crate::init::program::exit_status(&error),
+            };
             // A starter that is gone needs no answer.
             let _ = say(socket.as_fd(), &answer);
             125
@@ -108,7 +111,8 @@ impl Streams {
         if stdio.is_console() {
             return Ok(Self { inside: None, outside: None });
         }
-        let (ours, theirs) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC).context("make a pipe")?;
+        let (ours, theirs) =
+            rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC).context("make a pipe")?;
         rustix::io::ioctl_fionbio(&ours, true).context("make a pipe non-blocking")?;
         let null = rustix::fs::open(
             "/dev/null",

@@ -19,14 +19,14 @@ use crate::sys::namespace;
 pub fn assemble(spec: &Spec, pidfd: BorrowedFd<'_>, idmap: Option<BorrowedFd<'_>>) -> Result<Vec<OwnedFd>> {
     match &spec.root {
         RootSpec::Directory(path) => {
-            let root = mount::clone_tree(CWD, path, false).with_context(|| format!("open {}", path.display()))?;
+            let root =
+                mount::clone_tree(CWD, path, false).with_context(|| format!("open {}", path.display()))?;
             mount::set_attributes(root.as_fd(), NO_DEVICES, 0, idmap, false)
                 .with_context(|| format!("shift the ids of {}", path.display()))?;
             Ok(vec![root])
         }
         RootSpec::Overlay { lower, writes, host_usr } => {
-            let layers =
-                lower.iter().map(|path| layer(path, idmap)).collect::<Result<Vec<_>>>()?;
+            let layers = lower.iter().map(|path| layer(path, idmap)).collect::<Result<Vec<_>>>()?;
             let mut mounts = vec![inside(pidfd, || overlay(spec, &layers, writes))?];
             if *host_usr {
                 mounts.push(usr(idmap)?);
@@ -37,7 +37,8 @@ pub fn assemble(spec: &Spec, pidfd: BorrowedFd<'_>, idmap: Option<BorrowedFd<'_>
 }
 
 fn layer(path: &Path, idmap: Option<BorrowedFd<'_>>) -> Result<OwnedFd> {
-    let copy = mount::clone_tree(CWD, path, false).with_context(|| format!("open layer {}", path.display()))?;
+    let copy =
+        mount::clone_tree(CWD, path, false).with_context(|| format!("open layer {}", path.display()))?;
     mount::set_attributes(copy.as_fd(), READ_ONLY, 0, idmap, false)
         .with_context(|| format!("shift the ids of layer {}", path.display()))?;
     Ok(copy)
@@ -67,11 +68,12 @@ fn inside<T>(pidfd: BorrowedFd<'_>, work: impl FnOnce() -> Result<T>) -> Result<
 
 fn overlay(spec: &Spec, layers: &[OwnedFd], writes: &Writes) -> Result<OwnedFd> {
     let place = mount::open_path(&spec.paths.state).context("find a place for the layers")?;
+    // Before the layers cover the place below which they lie.
+    let (upper, work) = writable(spec, writes, place.as_fd())?;
     for layer in layers {
         mount::attach(layer.as_fd(), place.as_fd()).context("attach a layer")?;
     }
     let lower = layers.iter().map(|l| by_descriptor(l.as_fd())).collect::<Vec<_>>().join(":");
-    let (upper, work) = writable(spec, writes, place.as_fd())?;
     let (upper, work) = (by_descriptor(upper.as_fd()), by_descriptor(work.as_fd()));
     let options = [
         ("source", "stockade"),
@@ -100,7 +102,8 @@ fn writable(spec: &Spec, writes: &Writes, place: BorrowedFd<'_>) -> Result<(Owne
             let tmpfs = mount::create("tmpfs", &[("mode", "0700"), ("size", &size)], NO_DEVICES)?;
             mount::attach(tmpfs.as_fd(), place).context("attach the jail's tmpfs")?;
             for name in ["upper", "work"] {
-                rustix::fs::mkdirat(&tmpfs, name, Mode::from_raw_mode(0o755)).context("make a directory in tmpfs")?;
+                rustix::fs::mkdirat(&tmpfs, name, Mode::from_raw_mode(0o755))
+                    .context("make a directory in tmpfs")?;
             }
             let upper = mount::resolve(tmpfs.as_fd(), Path::new("upper"), true)?;
             let owner = Some(rustix::fs::Uid::from_raw(spec.first_id));

@@ -62,21 +62,40 @@ enum Source {
 }
 
 /// Serves until the jail has ended and its end is recorded.
-pub fn serve(spec: &Spec, cgroup: &Cgroup, mut jail: Created, output: Option<OwnedFd>, starter: &OwnedFd) -> Result<()> {
+pub fn serve(
+    spec: &Spec,
+    cgroup: &Cgroup,
+    mut jail: Created,
+    output: Option<OwnedFd>,
+    starter: &OwnedFd,
+) -> Result<()> {
     let answer = Answer::Created {
         protocol: PROTOCOL,
         keeper: process::identify(std::process::id().cast_signed())?,
         init: process::identify(jail.pid)?,
     };
-    let log = Log::open(&spec.paths.log.join(format!("{}.log", spec.name()))).inspect_err(|_| create::end(&jail))?;
+    let log = Log::open(&spec.paths.log.join(format!("{}.log", spec.name())))
+        .inspect_err(|_| create::end(&jail))?;
     let output = jail.master.take().or(output);
-    let listener = if spec.stdio.is_console() { Some(listen(spec).inspect_err(|_| create::end(&jail))?) } else { None };
+    let listener =
+        if spec.stdio.is_console() { Some(listen(spec).inspect_err(|_| create::end(&jail))?) } else { None };
     // A starter that is gone already is noticed by the loop.
     let _ = say(starter.as_fd(), &answer);
     let starter = Some(starter.as_fd());
     let (stage, viewers, reported) = (Stage::Created, Vec::new(), None);
-    let mut keeper =
-        Keeper { spec, cgroup, jail, stage, starter, output, log, listener, viewers, reported, init_open: true };
+    let mut keeper = Keeper {
+        spec,
+        cgroup,
+        jail,
+        stage,
+        starter,
+        output,
+        log,
+        listener,
+        viewers,
+        reported,
+        init_open: true,
+    };
     keeper.until_end()?;
     keeper.record()
 }

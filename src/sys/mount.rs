@@ -23,7 +23,8 @@ pub const NO_EXEC: u64 = libc::MOUNT_ATTR_NOEXEC;
 
 /// A new file system of `kind`, mounted nowhere yet. An option with an empty value is a flag.
 pub fn create(kind: &str, options: &[(&str, &str)], attributes: u64) -> Result<OwnedFd> {
-    let context = fsopen(kind, FsOpenFlags::FSOPEN_CLOEXEC).with_context(|| format!("open file system {kind}"))?;
+    let context =
+        fsopen(kind, FsOpenFlags::FSOPEN_CLOEXEC).with_context(|| format!("open file system {kind}"))?;
     for (key, value) in options {
         let set = if value.is_empty() {
             fsconfig_set_flag(context.as_fd(), *key)
@@ -32,7 +33,9 @@ pub fn create(kind: &str, options: &[(&str, &str)], attributes: u64) -> Result<O
         };
         set.map_err(|e| explain(&context, e)).with_context(|| format!("set {key}={value} of {kind}"))?;
     }
-    fsconfig_create(context.as_fd()).map_err(|e| explain(&context, e)).with_context(|| format!("create {kind}"))?;
+    fsconfig_create(context.as_fd())
+        .map_err(|e| explain(&context, e))
+        .with_context(|| format!("create {kind}"))?;
     let flags = MountAttrFlags::from_bits_retain(u32::try_from(attributes).expect("attributes fit 32 bits"));
     fsmount(context.as_fd(), FsMountFlags::FSMOUNT_CLOEXEC, flags).with_context(|| format!("mount {kind}"))
 }
@@ -43,7 +46,8 @@ fn explain(context: &OwnedFd, errno: rustix::io::Errno) -> anyhow::Error {
     match rustix::io::read(context, &mut line) {
         Ok(length) if length > 0 => {
             let text = String::from_utf8_lossy(&line[..length]);
-            anyhow::Error::new(io::Error::from(errno)).context(text.trim_end().trim_start_matches("e ").to_owned())
+            anyhow::Error::new(io::Error::from(errno))
+                .context(text.trim_end().trim_start_matches("e ").to_owned())
         }
         _ => io::Error::from(errno).into(),
     }
@@ -85,7 +89,8 @@ pub fn set_attributes(
 
 /// Makes every mount of this namespace private, so that nothing comes in and nothing leaks out.
 pub fn make_all_private() -> io::Result<()> {
-    let attributes = libc::mount_attr { attr_set: 0, attr_clr: 0, propagation: libc::MS_PRIVATE, userns_fd: 0 };
+    let attributes =
+        libc::mount_attr { attr_set: 0, attr_clr: 0, propagation: libc::MS_PRIVATE, userns_fd: 0 };
     // Relative to the root: the path must not be empty, so it is given as one.
     let path = c"/";
     // SAFETY: a valid C string and a valid structure with its size.

@@ -11,7 +11,8 @@ pub const IDS: u32 = 65_536;
 
 /// Everything a jail has of its own but the cgroup and time namespaces, which are made apart:
 /// the first needs the cgroup joined before, the second its offsets set before.
-pub const JAIL: u64 = (libc::CLONE_NEWNS | libc::CLONE_NEWPID | libc::CLONE_NEWIPC | libc::CLONE_NEWUTS) as u64;
+pub const JAIL: u64 =
+    (libc::CLONE_NEWNS | libc::CLONE_NEWPID | libc::CLONE_NEWIPC | libc::CLONE_NEWUTS) as u64;
 pub const USER: u64 = libc::CLONE_NEWUSER as u64;
 pub const NET: u64 = libc::CLONE_NEWNET as u64;
 
@@ -48,7 +49,8 @@ pub fn map_ids(pid: i32, first: u32) -> Result<()> {
 /// `/proc/PID/ns/KIND`.
 pub fn open(pid: i32, kind: &str) -> Result<OwnedFd> {
     let path = format!("/proc/{pid}/ns/{kind}");
-    rustix::fs::open(&path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty()).with_context(|| format!("open {path}"))
+    rustix::fs::open(&path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())
+        .with_context(|| format!("open {path}"))
 }
 
 /// Makes the time namespace of this process's future children, with both clocks starting at

@@ -38,9 +38,8 @@ pub unsafe fn clone3(flags: u64, cgroup: Option<BorrowedFd<'_>>) -> io::Result<C
     }
     // SAFETY: the arguments live across the call, their size is given, and no stack is passed, so
     // the child returns here on a copy of this one.
-    let returned = unsafe {
-        libc::syscall(libc::SYS_clone3, &raw mut arguments, size_of::<libc::clone_args>())
-    };
+    let returned =
+        unsafe { libc::syscall(libc::SYS_clone3, &raw mut arguments, size_of::<libc::clone_args>()) };
     match returned {
         -1 => Err(io::Error::last_os_error()),
         0 => Ok(Cloned::Child),
@@ -102,8 +101,9 @@ fn parse_stat(text: &str) -> Option<(char, u64)> {
 
 pub fn signal(pidfd: BorrowedFd<'_>, signal: i32) -> io::Result<()> {
     // SAFETY: only descriptors and integers; a null siginfo asks for the default one.
-    let returned =
-        unsafe { libc::syscall(libc::SYS_pidfd_send_signal, pidfd.as_raw_fd(), signal, std::ptr::null::<u8>(), 0) };
+    let returned = unsafe {
+        libc::syscall(libc::SYS_pidfd_send_signal, pidfd.as_raw_fd(), signal, std::ptr::null::<u8>(), 0)
+    };
     if returned == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
@@ -209,7 +209,8 @@ pub fn default_pipe_signal() -> io::Result<()> {
 pub fn signal_descriptor() -> Result<nix::sys::signalfd::SignalFd> {
     use nix::sys::signalfd::{SfdFlags, SignalFd};
     let all = nix::sys::signal::SigSet::all();
-    SignalFd::with_flags(&all, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK).context("open a signal descriptor")
+    SignalFd::with_flags(&all, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK)
+        .context("open a signal descriptor")
 }
 
 /// Sends `signal` to every process this one may signal, except itself and pid 1; kill(2) with -1.
@@ -245,7 +246,11 @@ pub fn signal_number(name: &str) -> Option<i32> {
 }
 
 /// execve(2): only returns when it failed.
-pub fn execve(path: &std::ffi::CStr, arguments: &[std::ffi::CString], environment: &[std::ffi::CString]) -> io::Error {
+pub fn execve(
+    path: &std::ffi::CStr,
+    arguments: &[std::ffi::CString],
+    environment: &[std::ffi::CString],
+) -> io::Error {
     match nix::unistd::execve(path, arguments, environment) {
         Ok(never) => match never {},
         Err(errno) => io::Error::from_raw_os_error(errno as i32),

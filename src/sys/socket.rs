@@ -8,8 +8,8 @@ use std::path::Path;
 use anyhow::{Context, Result, bail};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::net::{
-    AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage,
-    SendFlags, SocketAddrUnix, SocketFlags, SocketType,
+    AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
+    SendAncillaryMessage, SendFlags, SocketAddrUnix, SocketFlags, SocketType,
 };
 
 /// The longest message; a jail's whole specification fits many times.
@@ -48,7 +48,8 @@ pub fn receive(socket: BorrowedFd<'_>) -> Result<Option<(Vec<u8>, Vec<OwnedFd>)>
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(DESCRIPTORS_MAX))];
     let mut control = RecvAncillaryBuffer::new(&mut space);
     let length = rustix::io::retry_on_intr(|| {
-        rustix::net::recv(socket, &mut [0_u8; 0][..], RecvFlags::PEEK | RecvFlags::TRUNC).map(|(_, length)| length)
+        rustix::net::recv(socket, &mut [0_u8; 0][..], RecvFlags::PEEK | RecvFlags::TRUNC)
+            .map(|(_, length)| length)
     })
     .context("receive a message")?;
     if length > MESSAGE_BYTES_MAX {
@@ -56,7 +57,12 @@ pub fn receive(socket: BorrowedFd<'_>) -> Result<Option<(Vec<u8>, Vec<OwnedFd>)>
     }
     let mut bytes = vec![0_u8; length];
     let got = rustix::io::retry_on_intr(|| {
-        rustix::net::recvmsg(socket, &mut [IoSliceMut::new(&mut bytes)], &mut control, RecvFlags::CMSG_CLOEXEC)
+        rustix::net::recvmsg(
+            socket,
+            &mut [IoSliceMut::new(&mut bytes)],
+            &mut control,
+            RecvFlags::CMSG_CLOEXEC,
+        )
     })
     .context("receive a message")?;
     if got.bytes == 0 {
@@ -100,8 +106,9 @@ pub fn listen(path: &Path) -> Result<OwnedFd> {
 
 /// Connects to the socket at `path`.
 pub fn connect(path: &Path) -> Result<OwnedFd> {
-    let socket = rustix::net::socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)
-        .context("make a socket")?;
+    let socket =
+        rustix::net::socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)
+            .context("make a socket")?;
     let address = SocketAddrUnix::new(path).with_context(|| format!("name a socket {}", path.display()))?;
     rustix::net::connect(&socket, &address).with_context(|| format!("connect to {}", path.display()))?;
     Ok(socket)
@@ -113,7 +120,8 @@ pub fn accept(listener: BorrowedFd<'_>) -> Result<OwnedFd> {
 
 /// Sends what fits at once; an error when nothing does.
 pub fn send_now(socket: BorrowedFd<'_>, message: &[u8]) -> Result<()> {
-    rustix::net::send(socket, message, SendFlags::NOSIGNAL | SendFlags::DONTWAIT).context("send a message")?;
+    rustix::net::send(socket, message, SendFlags::NOSIGNAL | SendFlags::DONTWAIT)
+        .context("send a message")?;
     Ok(())
 }
 

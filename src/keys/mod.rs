@@ -8,6 +8,9 @@ mod schema;
 mod show;
 mod table;
 
+use std::collections::HashMap;
+use std::sync::LazyLock;
+
 use serde::{Deserialize, Serialize};
 
 pub use explain::{explain, man};
@@ -196,9 +199,16 @@ impl Key {
     }
 }
 
+/// What each dotted name is: a row, or `None` for a table of rows. A thousand definitions ask for
+/// twenty names each, so they are not searched for.
+static NAMES: LazyLock<HashMap<&'static str, Option<&'static Key>>> = LazyLock::new(|| {
+    let tables = KEYS.iter().map(|key| (key.table(), None)).filter(|(table, _)| !table.is_empty());
+    tables.chain(KEYS.iter().map(|key| (key.name, Some(key)))).collect()
+});
+
 /// The row of a jail key by its dotted name.
 pub fn find(name: &str) -> Option<&'static Key> {
-    KEYS.iter().find(|key| key.name == name)
+    NAMES.get(name).copied().flatten()
 }
 
 /// What a change of the key costs; a key of no row (an older version's record) costs a restart.
@@ -208,7 +218,7 @@ pub fn cost(name: &str) -> Cost {
 
 /// Whether `name` is a table of jail keys, such as `limits`.
 pub fn is_table(name: &str) -> bool {
-    KEYS.iter().any(|key| key.table() == name && !name.is_empty())
+    NAMES.get(name).is_some_and(Option::is_none)
 }
 
 #[cfg(test)]

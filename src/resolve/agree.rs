@@ -76,8 +76,10 @@ const RULES: &[Rule] = &[
 pub fn check(draft: &mut Draft, host: &HostConfig) -> Vec<Diagnostic> {
     let mut found = Vec::new();
     for rule in RULES {
-        let unknown = draft.entry(rule.with).is_some() && !has(&draft.settings, rule.with);
-        if unknown || !has(&draft.settings, rule.key) || !(rule.misfit)(&draft.settings) {
+        if !has(&draft.settings, rule.key) || !(rule.misfit)(&draft.settings) {
+            continue;
+        }
+        if draft.entry(rule.with).is_some() && !has(&draft.settings, rule.with) {
             continue;
         }
         if draft.entry(rule.key).is_some_and(|entry| entry.origin == Origin::Defaults) {

@@ -15,6 +15,7 @@ use std::path::Path;
 use anyhow::{Context, Result, anyhow, bail};
 use serde::{Deserialize, Serialize};
 
+use crate::init::program;
 use crate::jail::JailName;
 use crate::limits::{Cgroup, Hierarchies};
 use crate::live::{Exit, Process};
@@ -95,7 +96,7 @@ fn keep(socket: &OwnedFd) -> Result<i32> {
     let streams = Streams::open(spec.stdio)?;
     let hierarchies = Hierarchies::detect()?;
     let cgroup = Cgroup::open(&hierarchies, &spec.cgroup_parent, spec.name().as_str())?;
-    let created = create::create(&spec, &cgroup, streams.inside)?;
+    let created = create::create(&spec, &cgroup, streams.inside, false)?;
     serve::serve(&spec, &cgroup, created, streams.outside, socket)?;
     Ok(0)
 }

@@ -15,7 +15,6 @@ use std::path::Path;
 use anyhow::{Context, Result, anyhow, bail};
 use serde::{Deserialize, Serialize};
 
-use crate::init::program;
 use crate::jail::JailName;
 use crate::limits::{Cgroup, Hierarchies};
 use crate::live::{Exit, Process};
@@ -63,7 +62,7 @@ pub fn main() -> i32 {
         Ok(status) => status,
         Err(error) => {
             let answer = Answer::Failed {
-                reason: format!("{error:#}"),
+                reason: crate::init::program::reason(&error),
                 status: crate::init::program::exit_status(&error),
             };
             // A starter that is gone needs no answer.

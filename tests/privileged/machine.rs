@@ -232,7 +232,11 @@ impl Machine {
 
     /// The machine's cgroup in every hierarchy.
     pub fn cgroups(&self) -> Vec<PathBuf> {
-        leak::hierarchies().iter().map(|mount| mount.join(&self.cgroup)).filter(|path| path.is_dir()).collect()
+        leak::hierarchies()
+            .iter()
+            .map(|mount| mount.join(&self.cgroup))
+            .filter(|path| path.is_dir())
+            .collect()
     }
 
     /// What a file of a jail's cgroup says, whichever hierarchy has it.

@@ -4,5 +4,10 @@
 //! root a test says aloud that it is skipped, and with `STOCKADE_TEST_MUST_RUN=1` it fails.
 
 mod apply;
+mod hooks;
 mod leak;
+mod limits;
 mod machine;
+mod network;
+mod recover;
+mod run;

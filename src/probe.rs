@@ -112,13 +112,19 @@ pub fn state(record: &Record, exit: Option<&Exit>) -> JailState {
     }
 }
 
-/// The addresses as they are, written as the definition writes them.
+/// What the host end of the jail's link is: a port of which bridge, and the addresses inside,
+/// written as the definition writes them.
 fn observe_link(observed: &mut Settings, record: &Record, links: Option<&BTreeMap<String, Observed>>) {
     let Some(links) = links else { return };
-    if !wants_link(&record.settings) || !record.settings.contains_key("network.address") {
+    if !wants_link(&record.settings) {
         return;
     }
     let found = links.get(&network::host_link(&record.name));
+    let bridge = found.and_then(|link| link.bridge.clone()).unwrap_or_default();
+    observed.insert("network.bridge".into(), bridge.into());
+    if !record.settings.contains_key("network.address") {
+        return;
+    }
     let addresses: Vec<String> =
         found.map(|link| link.addresses.iter().map(ToString::to_string).collect()).unwrap_or_default();
     // The kernel lists families apart; order is not drift.

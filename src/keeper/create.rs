@@ -94,6 +94,7 @@ pub fn end(created: &Created) {
 }
 
 fn furnish(spec: &Spec, created: &Created, sources: Sources) -> Result<()> {
+    process::be_ordinary_to_oom(created.pid.cast_unsigned());
     let userns = if spec.jail.security.userns {
         namespace::map_ids(created.pid, spec.first_id)?;
         Some(namespace::open(created.pid, "user")?)

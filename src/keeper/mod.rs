@@ -86,7 +86,9 @@ fn leave_starter() -> Result<bool> {
 fn keep(socket: &OwnedFd) -> Result<i32> {
     confine::set_dumpable(false)?;
     process::block_all_signals();
-    let (message, _) = socket::receive(socket.as_fd())?.ok_or_else(|| anyhow!("no specification came"))?;
+    // The descriptor is the lock of this instance: it is held by being open until the end.
+    let (message, _instance) =
+        socket::receive(socket.as_fd())?.ok_or_else(|| anyhow!("no specification came"))?;
     let hello: Hello = serde_json::from_slice(&message).context("read the specification")?;
     if hello.protocol != PROTOCOL {
         bail!("the specification is of protocol {}, this keeper speaks {PROTOCOL}", hello.protocol);

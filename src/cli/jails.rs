@@ -202,7 +202,22 @@ pub fn stop(options: &Options, names: &[String]) -> Result<i32> {
         host.journal.hold(name)?;
     }
     drop(host);
-    reconcile(options, names)
+    let (desired, _) = source::load(&options.paths());
+    reconcile(options, with_dependants(&desired, names))
+}
+
+/// These, and all that depend on them, however far.
+fn with_dependants(desired: &Desired, mut names: Vec<JailName>) -> Vec<JailName> {
+    let mut at = 0;
+    while at < names.len() {
+        for (name, wanted) in &desired.jails {
+            if wanted.jail.depend.contains(&names[at]) && !names.contains(name) {
+                names.push(name.clone());
+            }
+        }
+        at += 1;
+    }
+    names
 }
 
 /// Every jail there is, as [`stop`] does it.

@@ -184,8 +184,17 @@ fn seen() -> impl Strategy<Value = Seen> {
         )| {
             let restarts = Restarts { count: 0, not_before_ms, crash_loop };
             let changed_files = edited.into_iter().map(PathBuf::from).collect();
-            let jail =
-                LiveJail { state, record: None, observed, changed_files, held, restarts, exit, has_data, unreadable: None };
+            let jail = LiveJail {
+                state,
+                record: None,
+                observed,
+                changed_files,
+                held,
+                restarts,
+                exit,
+                has_data,
+                unreadable: None,
+            };
             Seen { jail, record, run, stopping }
         },
     )

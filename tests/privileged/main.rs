@@ -4,5 +4,6 @@
 //! root a test says aloud that it is skipped, and with `STOCKADE_TEST_MUST_RUN=1` it fails.
 
 mod apply;
+mod daemon;
 mod leak;
 mod machine;

@@ -141,9 +141,9 @@ fn rules(machine: &Machine) -> BTreeSet<String> {
 fn loops(directory: &Path) -> BTreeSet<String> {
     let entries = std::fs::read_dir("/sys/block").into_iter().flatten().filter_map(Result::ok);
     let file = |entry: std::fs::DirEntry| {
-        std::fs::read_to_string(entry.path().join("loop/backing_file")).ok().filter(|file| {
-            file.starts_with(&*directory.to_string_lossy())
-        })
+        std::fs::read_to_string(entry.path().join("loop/backing_file"))
+            .ok()
+            .filter(|file| file.starts_with(&*directory.to_string_lossy()))
     };
     entries.filter_map(file).collect()
 }

@@ -5,5 +5,10 @@
 
 mod apply;
 mod daemon;
+mod hooks;
 mod leak;
+mod limits;
 mod machine;
+mod network;
+mod recover;
+mod run;

@@ -207,7 +207,8 @@ impl Start<'_> {
 
     fn go(&mut self) -> Result<()> {
         let socket = self.keeper.as_ref().ok_or_else(|| anyhow!("the jail has no keeper"))?;
-        keeper::tell(socket.as_fd(), Word::Go)?;
+        // A keeper that has ended by now has left its reason, or its answer is missing.
+        let _ = keeper::tell(socket.as_fd(), Word::Go);
         match keeper::answer(socket.as_fd())? {
             Answer::Up => Ok(()),
             Answer::Failed { reason, .. } => bail!("{reason}"),

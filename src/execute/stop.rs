@@ -22,7 +22,9 @@ const KILL_LIMIT: Duration = Duration::from_secs(30);
 /// left but its data and its record.
 pub fn stop(host: &Host, mut record: Record) -> Result<()> {
     let jail = Jail::from_settings(&record.name, &record.settings).map_err(anyhow::Error::msg)?;
-    let ran = record.init.is_some_and(process::alive);
+    // A start that was cut off is only cleared away, as its own undo would have done.
+    let came_up = (Phase::Up..=Phase::Terminate).contains(&record.phase);
+    let ran = came_up && record.init.is_some_and(process::alive);
     for phase in STOP {
         if skip(*phase, &record, &jail, ran) {
             continue;

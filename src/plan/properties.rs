@@ -141,6 +141,7 @@ fn record(jail: DesiredJail, name: &JailName, run: bool, stopping: bool) -> Reco
         keeper: None,
         init: None,
         first_id: 0,
+        cgroup_base: String::new(),
         started_ms: 0,
         hooks_done: BTreeSet::new(),
     }
@@ -182,7 +183,7 @@ fn seen() -> impl Strategy<Value = Seen> {
             (not_before_ms, crash_loop),
             exit,
         )| {
-            let restarts = Restarts { count: 0, not_before_ms, crash_loop };
+            let restarts = Restarts { count: 0, not_before_ms, crash_loop, ..Restarts::default() };
             let changed_files = edited.into_iter().map(PathBuf::from).collect();
             let jail =
                 LiveJail { state, record: None, observed, changed_files, held, restarts, exit, has_data };

@@ -85,6 +85,7 @@ fn leave_starter() -> Result<bool> {
 }
 
 fn keep(socket: &OwnedFd) -> Result<i32> {
+    process::name(c"stockade-keeper");
     confine::set_dumpable(false)?;
     process::block_all_signals();
     let (message, _) = socket::receive(socket.as_fd())?.ok_or_else(|| anyhow!("no specification came"))?;

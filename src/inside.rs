@@ -229,6 +229,8 @@ pub fn send(program: &OwnedFd, visit: &Visit, limit: Duration) -> Result<()> {
         .process_group(0)
         .spawn()
         .context("start a visit")?;
+    // Before it has read whom to visit, so that nothing inside is spared what the daemon is.
+    process::be_ordinary_to_oom(child.id());
     let input = child.stdin.take().ok_or_else(|| anyhow!("start a visit: it has no input"))?;
     serde_json::to_writer(input, visit).context("write a visit")?;
     let shown = visit.argv.join(" ");

@@ -7,6 +7,7 @@
 
 use std::io::ErrorKind;
 use std::path::Path;
+use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow, bail};
 
@@ -96,6 +97,25 @@ pub fn release(state: &Path, name: &JailName, number: u32) -> Result<()> {
         Err(e) if e.kind() == ErrorKind::NotFound => Ok(()),
         Err(e) => Err(e).with_context(|| format!("release id range {number}")),
     }
+}
+
+/// Every range that is taken: its number, whose it is, and for how long, as far as the clock tells.
+pub fn taken(state: &Path) -> Result<Vec<(u32, JailName, Duration)>> {
+    let path = state.join("ids");
+    let mut all = Vec::new();
+    for entry in std::fs::read_dir(&path).with_context(|| format!("list {}", path.display()))? {
+        let entry = entry.with_context(|| format!("list {}", path.display()))?;
+        let number = entry.file_name().to_str().and_then(|name| name.parse().ok());
+        let (Some(number), Ok(holder)) = (number, holder(&entry.path())) else { continue };
+        let age = entry
+            .metadata()
+            .and_then(|found| found.modified())
+            .map(|made| made.elapsed().unwrap_or_default());
+        if let (Ok(name), Ok(age)) = (JailName::new(&holder), age) {
+            all.push((number, name, age));
+        }
+    }
+    Ok(all)
 }
 
 /// The range a jail's state directory is bound to.

@@ -15,7 +15,6 @@ use std::path::Path;
 use anyhow::{Context, Result, anyhow, bail};
 use serde::{Deserialize, Serialize};
 
-use crate::init::program;
 use crate::jail::JailName;
 use crate::limits::{Cgroup, Hierarchies};
 use crate::live::{Exit, Process};
@@ -63,7 +62,7 @@ pub fn main() -> i32 {
         Ok(status) => status,
         Err(error) => {
             let answer = Answer::Failed {
-                reason: format!("{error:#}"),
+                reason: crate::init::program::reason(&error),
                 status: crate::init::program::exit_status(&error),
             };
             // A starter that is gone needs no answer.
@@ -88,7 +87,9 @@ fn keep(socket: &OwnedFd) -> Result<i32> {
     process::name(c"stockade-keeper");
     confine::set_dumpable(false)?;
     process::block_all_signals();
-    let (message, _) = socket::receive(socket.as_fd())?.ok_or_else(|| anyhow!("no specification came"))?;
+    // The descriptor is the lock of this instance: it is held by being open until the end.
+    let (message, _instance) =
+        socket::receive(socket.as_fd())?.ok_or_else(|| anyhow!("no specification came"))?;
     let hello: Hello = serde_json::from_slice(&message).context("read the specification")?;
     if hello.protocol != PROTOCOL {
         bail!("the specification is of protocol {}, this keeper speaks {PROTOCOL}", hello.protocol);

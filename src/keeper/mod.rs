@@ -84,6 +84,7 @@ fn leave_starter() -> Result<bool> {
 }
 
 fn keep(socket: &OwnedFd) -> Result<i32> {
+    process::name(c"stockade-keeper");
     confine::set_dumpable(false)?;
     process::block_all_signals();
     // The descriptor is the lock of this instance: it is held by being open until the end.

@@ -55,6 +55,13 @@ pub unsafe fn clone3(flags: u64, cgroup: Option<BorrowedFd<'_>>) -> io::Result<C
     }
 }
 
+/// The name ps(1) and top(1) show, at most 15 bytes; a program executed by descriptor is named
+/// by that descriptor's number otherwise.
+pub fn name(name: &std::ffi::CStr) {
+    // PR_SET_NAME reads memory of ours and has no other way to fail.
+    let _ = rustix::thread::set_name(name);
+}
+
 /// fork(2) by way of [`clone3`], with its safety condition checked where that is cheap.
 pub fn fork() -> io::Result<Cloned> {
     // SAFETY: every caller is a command, keeper or init, which never start a thread.

@@ -32,11 +32,7 @@ pub fn error(options: &Options, error: &anyhow::Error) {
     if options.json {
         eprintln!("{}", envelope("errors", json!([{ "message": format!("{error:#}") }])));
     } else {
-        // A context says it all where the cause below is only there for the exit status.
-        let text = match error.downcast_ref::<crate::init::program::NotStarted>() {
-            Some(_) => error.to_string(),
-            None => format!("{error:#}"),
-        };
+        let text = crate::init::program::reason(error);
         eprintln!("stockade: {text}");
     }
 }

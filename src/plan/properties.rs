@@ -182,7 +182,7 @@ fn seen() -> impl Strategy<Value = Seen> {
             (not_before_ms, crash_loop),
             exit,
         )| {
-            let restarts = Restarts { count: 0, not_before_ms, crash_loop };
+            let restarts = Restarts { count: 0, not_before_ms, crash_loop, ..Restarts::default() };
             let changed_files = edited.into_iter().map(PathBuf::from).collect();
             let jail = LiveJail {
                 state,

@@ -77,7 +77,7 @@ fn look(
     jail.state = state(&record, exit.as_ref());
     jail.exit = exit.filter(|_| !record.was_asked());
     if jail.state == JailState::Up {
-        let cgroup = Cgroup::open(hierarchies, &host.cgroup, name.as_str())?;
+        let cgroup = Cgroup::open(&hierarchies.at(&record.cgroup_base)?, &host.cgroup, name.as_str())?;
         jail.observed = cgroup.observe(&record.settings)?;
         if cgroup.frozen()? {
             jail.state = JailState::Frozen;

@@ -147,8 +147,8 @@ pub fn execute(
         let action = actions.get(name).ok_or_else(|| anyhow!("{name}: not in the plan"))?;
         let _lock = lock::jail(&host.journal.paths, name)?;
         run_half(host, desired, action, half)?;
-        if let Some(word) = word(action.kind, half) {
-            progress(name, word);
+        if let Some(text) = said(action, half) {
+            progress(name, &text);
         }
         Ok(())
     };
@@ -185,15 +185,25 @@ fn tasks<'a>(
     plan.actions.iter().filter_map(task).collect()
 }
 
-fn word(kind: ActionKind, half: Half) -> Option<&'static str> {
-    match (kind, half) {
-        (ActionKind::Create, Half::Start) => Some("started"),
-        (ActionKind::Update, Half::Start) => Some("updated"),
-        (ActionKind::Restart | ActionKind::Rebuild, Half::Start) => Some("restarted"),
-        (ActionKind::Stop, Half::Stop) => Some("stopped"),
-        (ActionKind::Remove, Half::Stop) => Some("removed (data kept)"),
-        _ => None,
-    }
+/// What was done and why, as the log has it: `updated: limits.memory`, `repaired: /etc/motd`,
+/// `restarted: state killed by signal 9`.
+fn said(action: &Action, half: Half) -> Option<String> {
+    let verb = match (action.kind, half) {
+        (ActionKind::Create, Half::Start) => "started",
+        (ActionKind::Update, Half::Start) if action.changes.is_empty() => "repaired",
+        (ActionKind::Update, Half::Start) => "updated",
+        (ActionKind::Restart | ActionKind::Rebuild, Half::Start) => "restarted",
+        (ActionKind::Stop, Half::Stop) => "stopped",
+        (ActionKind::Remove, Half::Stop) => "removed (data kept)",
+        _ => return None,
+    };
+    let whole = |key: &str| matches!(key, "state" | "keeper" | "record");
+    let changes = action.changes.iter().chain(&action.drift).map(|change| match &change.to {
+        Some(to) if whole(&change.key) => format!("{} {to}", change.key),
+        _ => change.key.clone(),
+    });
+    let why: Vec<String> = changes.chain(action.reason.clone()).collect();
+    Some(if why.is_empty() { verb.to_owned() } else { format!("{verb}: {}", why.join(", ")) })
 }
 
 fn run_half(host: &Host, desired: &Desired, action: &Action, half: Half) -> Result<()> {

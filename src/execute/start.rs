@@ -66,6 +66,7 @@ fn new_record(host: &Host, wanted: &DesiredJail) -> Record {
         keeper: None,
         init: None,
         first_id: 0,
+        cgroup_base: host.hierarchies.base().to_owned(),
         started_ms: crate::journal::now_ms(),
         hooks_done: std::collections::BTreeSet::new(),
     }
@@ -207,7 +208,8 @@ impl Start<'_> {
 
     fn go(&mut self) -> Result<()> {
         let socket = self.keeper.as_ref().ok_or_else(|| anyhow!("the jail has no keeper"))?;
-        keeper::tell(socket.as_fd(), Word::Go)?;
+        // A keeper that has ended by now has left its reason, or its answer is missing.
+        let _ = keeper::tell(socket.as_fd(), Word::Go);
         match keeper::answer(socket.as_fd())? {
             Answer::Up => Ok(()),
             Answer::Failed { reason, .. } => bail!("{reason}"),
@@ -230,6 +232,7 @@ impl Start<'_> {
         Ok(Spec {
             instance: self.record.instance.clone(),
             paths: self.host.journal.paths.clone(),
+            cgroup_base: self.record.cgroup_base.clone(),
             cgroup_parent: self.host.config.cgroup.clone(),
             first_id: self.record.first_id,
             root: self.root.take().ok_or_else(|| anyhow!("the jail has no root"))?,

@@ -22,7 +22,9 @@ const KILL_LIMIT: Duration = Duration::from_secs(30);
 /// left but its data and its record.
 pub fn stop(host: &Host, mut record: Record) -> Result<()> {
     let jail = Jail::from_settings(&record.name, &record.settings).map_err(anyhow::Error::msg)?;
-    let ran = record.init.is_some_and(process::alive);
+    // A start that was cut off is only cleared away, as its own undo would have done.
+    let came_up = (Phase::Up..=Phase::Terminate).contains(&record.phase);
+    let ran = came_up && record.init.is_some_and(process::alive);
     for phase in STOP {
         if skip(*phase, &record, &jail, ran) {
             continue;
@@ -137,8 +139,15 @@ pub fn wait_keeper(keeper: Process) -> Result<()> {
     Ok(())
 }
 
+/// A jail's cgroup, wherever its starter has made it.
 pub fn cgroup(host: &Host, name: &JailName) -> Result<Cgroup> {
-    Cgroup::open(&host.hierarchies, &host.config.cgroup, name.as_str())
+    let mut hierarchies = host.hierarchies.clone();
+    if hierarchies.two()
+        && let Some(record) = host.journal.record(name)?
+    {
+        hierarchies = hierarchies.at(&record.cgroup_base)?;
+    }
+    Cgroup::open(&hierarchies, &host.config.cgroup, name.as_str())
 }
 
 /// Empties and removes a jail's cgroup; one that is gone is as good.

@@ -41,6 +41,8 @@ struct Keeper<'a> {
     jail: Created,
     stage: Stage,
     starter: Option<BorrowedFd<'a>>,
+    /// The starter has gone before it said to keep the jail.
+    abandoned: bool,
     /// The jail's output: a pipe's end or the console's master.
     output: Option<OwnedFd>,
     log: Log,
@@ -89,6 +91,7 @@ pub fn serve(
         jail,
         stage,
         starter,
+        abandoned: false,
         output,
         log,
         listener,
@@ -166,6 +169,7 @@ impl Keeper<'_> {
             }
             _ => {
                 self.starter = None;
+                self.abandoned = true;
                 // Already dead is as good.
                 let _ = process::signal(self.jail.pidfd.as_fd(), libc::SIGKILL);
             }
@@ -271,7 +275,10 @@ impl Keeper<'_> {
             self.tell_starter(&Answer::Failed { reason, status: 125 });
             return removed;
         }
-        write_record(self.spec, &exit)?;
+        // It was us who ended an abandoned one: that is no end for the restart policy to judge.
+        if !self.abandoned {
+            write_record(self.spec, &exit)?;
+        }
         removed
     }
 

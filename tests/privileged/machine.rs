@@ -20,9 +20,11 @@ const CALL_LIMIT: Duration = Duration::from_secs(90);
 /// How often [`Machine::wait_until`] looks, and for how long.
 const LOOK: Duration = Duration::from_millis(20);
 const WAIT_LIMIT: Duration = Duration::from_secs(30);
-/// Each machine has its own ids, far from the default pool.
+/// Each machine has its own ids, far from the default pool, and not those of a test that runs at
+/// the same time beside this one: whatever has them is ended in the end.
 const FIRST_ID: u32 = 2_000_027_648;
 const RANGES: u32 = 128;
+const POOLS: u32 = 256;
 
 /// One machine at a time: the leak check counts things that the whole kernel shares.
 static ONE: Mutex<()> = Mutex::new(());
@@ -66,7 +68,7 @@ impl Machine {
         let holder = hold(directory.path());
         let mut machine = Self {
             cgroup: format!("stockade-test-{}-{number}", std::process::id()),
-            first_id: FIRST_ID + (number % 64) * RANGES * 65_536,
+            first_id: FIRST_ID + std::process::id().wrapping_add(number) % POOLS * RANGES * 65_536,
             directory,
             holder,
             before: Snapshot::default(),

@@ -4,6 +4,8 @@
 //! root a test says aloud that it is skipped, and with `STOCKADE_TEST_MUST_RUN=1` it fails.
 
 mod apply;
+mod crash;
+mod daemon;
 mod hooks;
 mod leak;
 mod limits;
@@ -11,3 +13,4 @@ mod machine;
 mod network;
 mod recover;
 mod run;
+mod security;

@@ -13,3 +13,4 @@ mod machine;
 mod network;
 mod recover;
 mod run;
+mod security;

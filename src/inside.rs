@@ -84,7 +84,7 @@ pub fn main() -> i32 {
 }
 
 fn complain(error: &anyhow::Error) -> i32 {
-    eprintln!("stockade: {error:#}");
+    eprintln!("stockade: {}", program::reason(error));
     program::exit_status(error)
 }
 
@@ -107,7 +107,8 @@ pub fn run(visit: &Visit, streams: Option<[OwnedFd; 3]>) -> Result<i32> {
         Cloned::Child => {
             drop(ours);
             let error = entry.enter(visit, theirs.as_fd());
-            let report = Report::Failed { reason: error.to_string(), status: program::exit_status(&error) };
+            let report =
+                Report::Failed { reason: program::reason(&error), status: program::exit_status(&error) };
             // The status tells it too.
             let _ = init::tell(theirs.as_fd(), &report, &[]);
             process::exit_now(program::exit_status(&error))

@@ -41,9 +41,7 @@ pub fn replace_synced(path: &Path, contents: &[u8]) -> Result<()> {
             None => Ok(()),
         }
     };
-    write()
-        .inspect_err(|_| drop(remove(&temporary)))
-        .with_context(|| format!("write {}", path.display()))
+    write().inspect_err(|_| drop(remove(&temporary))).with_context(|| format!("write {}", path.display()))
 }
 
 /// Beside the target, and not the same for two writers.

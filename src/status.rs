@@ -229,7 +229,7 @@ pub fn item(row: &Row) -> Value {
 }
 
 /// Bytes for a person: `0B`, `512K`, `1.5G`.
-fn size(bytes: u64) -> String {
+pub fn size(bytes: u64) -> String {
     const UNITS: [char; 6] = ['K', 'M', 'G', 'T', 'P', 'E'];
     if bytes < 1 << 10 {
         return format!("{bytes}B");

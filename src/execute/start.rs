@@ -36,7 +36,8 @@ pub fn start(host: &Host, wanted: &DesiredJail) -> Result<()> {
     let name = &wanted.jail.name;
     let fresh = !host.journal.state_dir(name).exists();
     let record = new_record(host, wanted);
-    let mut start = Start { host, wanted, record, root: None, keeper: None, instance: None, has_cgroup: false, fresh };
+    let mut start =
+        Start { host, wanted, record, root: None, keeper: None, instance: None, has_cgroup: false, fresh };
     for (index, phase) in START.iter().enumerate() {
         if let Err(error) = start.begin(*phase) {
             let undone = start.undo(index);

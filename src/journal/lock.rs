@@ -3,6 +3,7 @@
 use std::fs::File;
 use std::io::{Read, Seek, Write};
 use std::os::fd::OwnedFd;
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -13,9 +14,12 @@ use rustix::io::Errno;
 use crate::desired::Paths;
 use crate::jail::JailName;
 
+/// Attempts at a lock whose file is removed each time while it is waited for.
+const TRIES_MAX: usize = 1_000;
+
 /// Held as long as this lives.
 pub struct Lock {
-    _file: File,
+    file: File,
 }
 
 /// The lock of one jail: whoever changes it holds it.
@@ -50,7 +54,27 @@ pub fn all(paths: &Paths, waiting: &dyn Fn(&str)) -> Result<Lock> {
     wait(&paths.run.join("apply.lock"), waiting)
 }
 
+/// Removes the lock's file together with the lock: of the jail nothing is left.
+pub fn remove(lock: Lock, paths: &Paths, name: &JailName) -> Result<()> {
+    // Still held: who waits for this file finds, once it is its turn, that the name is gone.
+    super::remove(&paths.run.join("locks").join(format!("{name}.up")))?;
+    super::remove(&paths.run.join("locks").join(name.as_str()))?;
+    drop(lock);
+    Ok(())
+}
+
 fn wait(path: &Path, waiting: &dyn Fn(&str)) -> Result<Lock> {
+    for _ in 0..TRIES_MAX {
+        let lock = wait_once(path, waiting)?;
+        let own = lock.file.metadata().with_context(|| format!("stat {}", path.display()))?.ino();
+        if std::fs::symlink_metadata(path).is_ok_and(|found| found.ino() == own) {
+            return Ok(lock);
+        }
+    }
+    bail!("lock {}: it is removed again and again", path.display())
+}
+
+fn wait_once(path: &Path, waiting: &dyn Fn(&str)) -> Result<Lock> {
     let mut file = open(path)?;
     if !try_lock(&file, path)? {
         let mut holder = String::new();
@@ -66,7 +90,7 @@ fn wait(path: &Path, waiting: &dyn Fn(&str)) -> Result<Lock> {
     let me = format!("process {}\n", std::process::id());
     // The name of the holder is a courtesy; the lock itself is what counts.
     let _ = file.rewind().and_then(|()| file.set_len(0)).and_then(|()| file.write_all(me.as_bytes()));
-    Ok(Lock { _file: file })
+    Ok(Lock { file })
 }
 
 fn open(path: &Path) -> Result<File> {
@@ -86,6 +110,24 @@ fn try_lock(file: &File, path: &Path) -> Result<bool> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_lock_whose_file_was_removed_is_taken_anew() {
+        let directory = tempfile::tempdir().unwrap();
+        let run = directory.path().to_owned();
+        std::fs::create_dir(run.join("locks")).unwrap();
+        let paths = Paths { run, ..Paths::default() };
+        let name = JailName::new("web").unwrap();
+        let first = jail(&paths, &name).unwrap();
+        let second = std::thread::scope(|scope| {
+            let waiter = scope.spawn(|| jail(&paths, &name).unwrap());
+            remove(first, &paths, &name).unwrap();
+            waiter.join().unwrap()
+        });
+        let file = File::open(paths.run.join("locks/web")).expect("the name is there again");
+        assert_eq!(file.metadata().unwrap().ino(), second.file.metadata().unwrap().ino());
+        assert!(rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive).is_err(), "it is held");
+    }
 
     #[test]
     fn the_lock_of_an_instance_lives_in_every_copy_of_it() {

@@ -62,7 +62,7 @@ pub fn main() -> i32 {
         Ok(status) => status,
         Err(error) => {
             let answer = Answer::Failed {
-                reason: format!("{error:#}"),
+                reason: crate::init::program::reason(&error),
                 status: crate::init::program::exit_status(&error),
             };
             // A starter that is gone needs no answer.
@@ -97,7 +97,7 @@ fn keep(socket: &OwnedFd) -> Result<i32> {
     let streams = Streams::open(spec.stdio)?;
     let hierarchies = Hierarchies::detect()?;
     let cgroup = Cgroup::open(&hierarchies, &spec.cgroup_parent, spec.name().as_str())?;
-    let created = create::create(&spec, &cgroup, streams.inside)?;
+    let created = create::create(&spec, &cgroup, streams.inside, false)?;
     serve::serve(&spec, &cgroup, created, streams.outside, socket)?;
     Ok(0)
 }

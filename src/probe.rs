@@ -39,7 +39,10 @@ fn jails(
     hierarchies: &Hierarchies,
     names: &[JailName],
 ) -> Result<BTreeMap<JailName, LiveJail>> {
-    let look = |name: &JailName| look(journal, host, hierarchies, name, journal.record(name)?);
+    let look = |name: &JailName| match journal.record(name) {
+        Ok(record) => look(journal, host, hierarchies, name, record),
+        Err(error) => Ok(LiveJail { unreadable: Some(format!("{error:#}")), ..LiveJail::default() }),
+    };
     let (looked, links) = std::thread::scope(|scope| {
         let links = (names.len() > FEW).then(|| scope.spawn(network::observe));
         let looked: Result<Vec<LiveJail>> = cores::map(names, look).into_iter().collect();
@@ -85,7 +88,7 @@ fn look(
     let Some(record) = record else { return Ok(jail) };
     let exit = journal.exit(&record)?;
     jail.state = state(&record, exit.as_ref());
-    jail.exit = exit;
+    jail.exit = exit.filter(|_| !record.was_asked());
     if jail.state == JailState::Up {
         let cgroup = Cgroup::open(hierarchies, &host.cgroup, name.as_str())?;
         jail.observed = cgroup.observe(&record.settings)?;
@@ -98,21 +101,20 @@ fn look(
     Ok(jail)
 }
 
-/// Whether there is a link to look at: that of a running jail with addresses that are ours.
+/// Whether there is a link to look at: that of a running jail.
 fn has_link(jail: &LiveJail) -> bool {
     let running = matches!(jail.state, JailState::Up | JailState::Frozen);
     let settings = jail.record.as_ref().map(|record| &record.settings);
-    running && settings.is_some_and(wants_address)
+    running && settings.is_some_and(wants_link)
 }
 
-fn wants_address(settings: &Settings) -> bool {
+fn wants_link(settings: &Settings) -> bool {
     settings.get("network.mode").is_some_and(|mode| mode == "vnet")
-        && settings.contains_key("network.address")
 }
 
 /// What a record and the processes it names amount to.
 pub fn state(record: &Record, exit: Option<&Exit>) -> JailState {
-    let settled = record.phase == Phase::Poststart && !record.stopping;
+    let settled = record.phase == Phase::Up && !record.stopping;
     if record.stopping && record.phase == Phase::Release {
         return JailState::Down;
     }
@@ -129,13 +131,19 @@ pub fn state(record: &Record, exit: Option<&Exit>) -> JailState {
     }
 }
 
-/// The addresses as they are, written as the definition writes them.
+/// What the host end of the jail's link is: a port of which bridge, and the addresses inside,
+/// written as the definition writes them.
 fn observe_link(jail: &mut LiveJail, links: &BTreeMap<String, Observed>) {
     if !has_link(jail) {
         return;
     }
     let Some(record) = &jail.record else { return };
     let found = links.get(&network::host_link(&record.name));
+    let bridge = found.and_then(|link| link.bridge.clone()).unwrap_or_default();
+    jail.observed.insert("network.bridge".into(), bridge.into());
+    if !record.settings.contains_key("network.address") {
+        return;
+    }
     let addresses: Vec<String> =
         found.map(|link| link.addresses.iter().map(ToString::to_string).collect()).unwrap_or_default();
     // The kernel lists families apart; order is not drift.

@@ -16,12 +16,12 @@ use std::sync::{Mutex, PoisonError};
 
 use anyhow::{Context, Result, anyhow};
 
-use crate::desired::{Desired, HostConfig, IdPool};
+use crate::desired::{Desired, DesiredJail, HostConfig, IdPool};
 use crate::jail::{Jail, JailName};
 use crate::journal::{Journal, ids, lock};
 use crate::limits::Hierarchies;
 use crate::live::{JailState, Live, Record, Restarts};
-use crate::plan::{Action, ActionKind, Plan};
+use crate::plan::{self, Action, ActionKind, Plan};
 use crate::sys::mount;
 use crate::{network, root};
 
@@ -203,10 +203,22 @@ fn run_half(host: &Host, desired: &Desired, action: &Action, half: Half) -> Resu
     }
     let wanted = desired.jails.get(name).ok_or_else(|| anyhow!("it is not defined"))?;
     if action.kind != ActionKind::Update {
+        forgive_if_changed(host, wanted)?;
         return start(host, wanted);
     }
     let record = start::record(host, name)?;
     update::update(host, wanted, action, record)
+}
+
+/// What became of another definition is not held against this one.
+fn forgive_if_changed(host: &Host, wanted: &DesiredJail) -> Result<()> {
+    let name = &wanted.jail.name;
+    match host.journal.record(name)? {
+        Some(record) if plan::changed(&record, wanted) => {
+            host.journal.write_restarts(name, &Restarts::default())
+        }
+        _ => Ok(()),
+    }
 }
 
 fn stop_half(host: &Host, action: &Action) -> Result<()> {
@@ -218,7 +230,10 @@ fn stop_half(host: &Host, action: &Action) -> Result<()> {
     }
     match action.kind {
         ActionKind::Rebuild => root::discard(&host.journal.paths.state, name),
-        ActionKind::Remove => host.journal.forget(name),
+        ActionKind::Remove => {
+            host.journal.write_restarts(name, &Restarts::default())?;
+            host.journal.forget(name)
+        }
         _ => Ok(()),
     }
 }

@@ -75,7 +75,7 @@ pub fn enter(spec: &Spec, inherited: Inherited) -> ! {
     };
     if let Ok(channel) = channel {
         // When the keeper is gone too there is nobody left to tell.
-        let report = Report::Failed { reason: format!("{error:#}"), status: program::exit_status(&error) };
+        let report = Report::Failed { reason: program::reason(&error), status: program::exit_status(&error) };
         let _ = tell(channel.as_fd(), &report, &[]);
     }
     process::exit_now(INIT_FAILED)
@@ -118,7 +118,9 @@ fn run(spec: &Spec, inherited: Inherited) -> Result<std::convert::Infallible> {
         (None, Some(streams)) => streams,
         (None, None) => bail!("no standard streams were given"),
     };
-    process::set_parent_death_signal(None)?;
+    if !spec.stdio.is_callers() {
+        process::set_parent_death_signal(None)?;
+    }
     pid1::serve(spec, inherited.channel, streams)
 }
 
@@ -181,6 +183,11 @@ fn receive(channel: BorrowedFd<'_>) -> Result<(Order, Vec<OwnedFd>)> {
 }
 
 impl Stdio {
+    /// Whether the jail lives for the command that runs it, and must not outlive it.
+    pub fn is_callers(self) -> bool {
+        matches!(self, Stdio::Inherit | Stdio::Relay)
+    }
+
     /// Whether the main process gets a pseudo-terminal of the jail's own.
     pub fn is_console(self) -> bool {
         matches!(self, Stdio::Console | Stdio::Relay)

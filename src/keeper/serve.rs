@@ -2,15 +2,15 @@
 //! the console. Without any of them moving it sleeps.
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::path::Path;
 
 use anyhow::{Context, Result};
 use rustix::event::{PollFd, PollFlags, poll};
 
+use crate::daemon::exits;
 use crate::init::{Order, Report};
 use crate::keeper::create::{self, Created};
 use crate::keeper::log::Log;
-use crate::keeper::{Answer, ExitRecord, PROTOCOL, Word, console_socket, exit_bell, exit_record, say};
+use crate::keeper::{Answer, ExitRecord, PROTOCOL, Word, console_socket, exit_record, say};
 use crate::limits::Cgroup;
 use crate::live::Exit;
 use crate::spec::Spec;
@@ -294,9 +294,5 @@ fn write_record(spec: &Spec, exit: &Exit) -> Result<()> {
     let record = ExitRecord { instance: spec.instance.clone(), exit: exit.clone() };
     let text = serde_json::to_vec(&record).context("write the exit record")?;
     crate::journal::replace(&exit_record(&spec.paths.run, spec.name()), &text)?;
-    ring(&exit_bell(&spec.paths.run, spec.name()))
-}
-
-fn ring(bell: &Path) -> Result<()> {
-    crate::journal::replace(bell, b"")
+    exits::leave(&spec.paths.run, spec.name()).context("leave word of the end")
 }

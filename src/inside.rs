@@ -89,7 +89,7 @@ pub fn main() -> i32 {
 }
 
 fn complain(error: &anyhow::Error) -> i32 {
-    eprintln!("stockade: {error:#}");
+    eprintln!("stockade: {}", program::reason(error));
     program::exit_status(error)
 }
 
@@ -113,7 +113,8 @@ pub fn run(visit: &Visit, streams: Option<[OwnedFd; 3]>) -> Result<i32> {
         Cloned::Child => {
             drop(ours);
             let error = entry.enter(visit, theirs.as_fd());
-            let report = Report::Failed { reason: error.to_string(), status: program::exit_status(&error) };
+            let report =
+                Report::Failed { reason: program::reason(&error), status: program::exit_status(&error) };
             // The status tells it too.
             let _ = init::tell(theirs.as_fd(), &report, &[]);
             process::exit_now(program::exit_status(&error))
@@ -234,6 +235,8 @@ pub fn send(program: &OwnedFd, visit: &Visit, limit: Duration) -> Result<()> {
         .process_group(0)
         .spawn()
         .context("start a visit")?;
+    // Before it has read whom to visit, so that nothing inside is spared what the daemon is.
+    process::be_ordinary_to_oom(child.id());
     let input = child.stdin.take().ok_or_else(|| anyhow!("start a visit: it has no input"))?;
     serde_json::to_writer(input, visit).context("write a visit")?;
     let shown = visit.argv.join(" ");

@@ -25,7 +25,14 @@ pub fn probe(journal: &Journal, host: &HostConfig, hierarchies: &Hierarchies) ->
     let mut links: Option<BTreeMap<String, Observed>> = None;
     let mut jails = BTreeMap::new();
     for name in names {
-        let record = journal.record(&name)?;
+        let record = match journal.record(&name) {
+            Ok(record) => record,
+            Err(error) => {
+                let unreadable = Some(format!("{error:#}"));
+                jails.insert(name, LiveJail { unreadable, ..LiveJail::default() });
+                continue;
+            }
+        };
         if links.is_none() && record.as_ref().is_some_and(|r| wants_link(&r.settings)) {
             links = Some(network::observe().context("look at the jails' links")?);
         }
@@ -68,7 +75,7 @@ fn look(
     let Some(record) = record else { return Ok(jail) };
     let exit = journal.exit(&record)?;
     jail.state = state(&record, exit.as_ref());
-    jail.exit = exit;
+    jail.exit = exit.filter(|_| !record.was_asked());
     if jail.state == JailState::Up {
         let cgroup = Cgroup::open(&hierarchies.at(&record.cgroup_base)?, &host.cgroup, name.as_str())?;
         jail.observed = cgroup.observe(&record.settings)?;
@@ -88,7 +95,7 @@ fn wants_link(settings: &Settings) -> bool {
 
 /// What a record and the processes it names amount to.
 pub fn state(record: &Record, exit: Option<&Exit>) -> JailState {
-    let settled = record.phase == Phase::Poststart && !record.stopping;
+    let settled = record.phase == Phase::Up && !record.stopping;
     if record.stopping && record.phase == Phase::Release {
         return JailState::Down;
     }
@@ -105,13 +112,19 @@ pub fn state(record: &Record, exit: Option<&Exit>) -> JailState {
     }
 }
 
-/// The addresses as they are, written as the definition writes them.
+/// What the host end of the jail's link is: a port of which bridge, and the addresses inside,
+/// written as the definition writes them.
 fn observe_link(observed: &mut Settings, record: &Record, links: Option<&BTreeMap<String, Observed>>) {
     let Some(links) = links else { return };
-    if !wants_link(&record.settings) || !record.settings.contains_key("network.address") {
+    if !wants_link(&record.settings) {
         return;
     }
     let found = links.get(&network::host_link(&record.name));
+    let bridge = found.and_then(|link| link.bridge.clone()).unwrap_or_default();
+    observed.insert("network.bridge".into(), bridge.into());
+    if !record.settings.contains_key("network.address") {
+        return;
+    }
     let addresses: Vec<String> =
         found.map(|link| link.addresses.iter().map(ToString::to_string).collect()).unwrap_or_default();
     // The kernel lists families apart; order is not drift.

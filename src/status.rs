@@ -117,6 +117,9 @@ fn last_exit(seen: &LiveJail) -> Option<&Exit> {
 fn state(name: &JailName, seen: &LiveJail, desired: &Desired, live: &Live) -> (State, Option<String>) {
     let fault = fault(name, desired, live);
     let stopping = seen.record.as_ref().is_some_and(|record| record.stopping);
+    if let Some(reason) = &seen.unreadable {
+        return (State::Failed, Some(reason.clone()));
+    }
     match &seen.state {
         // What runs is shown as running: a broken file has changed nothing about it.
         JailState::Up => (State::Running, fault),
@@ -226,7 +229,7 @@ pub fn item(row: &Row) -> Value {
 }
 
 /// Bytes for a person: `0B`, `512K`, `1.5G`.
-fn size(bytes: u64) -> String {
+pub fn size(bytes: u64) -> String {
     const UNITS: [char; 6] = ['K', 'M', 'G', 'T', 'P', 'E'];
     if bytes < 1 << 10 {
         return format!("{bytes}B");

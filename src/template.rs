@@ -153,6 +153,11 @@ pub fn root(
     Ok(DesiredRoot { layers, host_usr, files })
 }
 
+/// The layers of one template and its parents, topmost first.
+pub fn layers(templates: &BTreeMap<String, Template>, name: &str) -> Result<Vec<Layer>, Box<Diagnostic>> {
+    Ok(chain(templates, name)?.iter().flat_map(|template| layers_of(template)).collect())
+}
+
 /// The template and its parents, itself first.
 fn chain<'t>(
     templates: &'t BTreeMap<String, Template>,

@@ -229,7 +229,7 @@ fn live_jail(seen: &Seen, then: LiveJail) -> LiveJail {
         observed: seen.observed.clone(),
         changed_files: seen.changed_files.clone(),
         held: seen.held,
-        restarts: Restarts { count: 0, not_before_ms, crash_loop: seen.crash_loop, ..Restarts::default() },
+        restarts: Restarts { not_before_ms, crash_loop: seen.crash_loop, ..Restarts::default() },
         exit: seen.exit.as_deref().map(exit),
         has_data: seen.has_data,
     }

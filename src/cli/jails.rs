@@ -1,18 +1,18 @@
 //! Verbs about single jails: what they are, and up and down by hand.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use anyhow::{Context, Result, anyhow, bail};
 use serde_json::{Value, json};
 
 use super::{DONE, FAILED, Options, exec, output};
-use crate::desired::Desired;
+use crate::desired::{Desired, Paths};
 use crate::diagnostic;
 use crate::execute::{self, Host};
 use crate::jail::JailName;
 use crate::journal::lock;
 use crate::live::{JailState, Live, Restarts};
-use crate::pass::{self, PassOptions};
+use crate::pass::{self, PassOptions, Passed};
 use crate::status::{self, Row, Usage};
 use crate::sys::process;
 use crate::{keys, probe, source};
@@ -152,27 +152,43 @@ pub fn status(options: &Options) -> Result<i32> {
     Ok(DONE)
 }
 
-/// Clears what keeps the jails down, and lets the plan start them.
+/// Clears what keeps the jails down, and those they depend on, and lets the plan start them.
 pub fn start(options: &Options, names: &[String]) -> Result<i32> {
     let names = parse(names)?;
     let (desired, _) = source::load(&options.paths());
     let host = Host::open(desired.host.clone())?;
-    for name in &names {
-        if !desired.jails.contains_key(name) {
-            bail!("{}", not_startable(&desired, name));
-        }
-        host.journal.release_hold(name)?;
-        host.journal.write_restarts(name, &Restarts::default())?;
-        forget_end(&host, name)?;
+    for name in with_depends(&desired, &names)? {
+        host.journal.release_hold(&name)?;
+        host.journal.write_restarts(&name, &Restarts::default())?;
+        forget_end(&host, &name)?;
     }
     drop(host);
-    reconcile(options, names)
+    reconcile(options, names, true)
+}
+
+/// The jails and all that they need, each of which can be started.
+fn with_depends(desired: &Desired, names: &[JailName]) -> Result<BTreeSet<JailName>> {
+    let mut all = BTreeSet::new();
+    let mut open: Vec<JailName> = names.to_vec();
+    while let Some(name) = open.pop() {
+        let Some(wanted) = desired.jails.get(&name) else { bail!("{}", not_startable(desired, &name)) };
+        if !wanted.jail.enabled {
+            bail!("{name}: it is disabled: take `enabled = false` out of {}", wanted.file.display());
+        }
+        if all.insert(name) {
+            open.extend(wanted.jail.depend.iter().cloned());
+        }
+    }
+    Ok(all)
 }
 
 fn not_startable(desired: &Desired, name: &JailName) -> String {
     match desired.broken.get(name) {
         Some(reason) => format!("{name}: {reason}"),
-        None => format!("no jail is named `{name}`"),
+        None => {
+            let hint = diagnostic::did_you_mean(name.as_str(), desired.jails.keys().map(JailName::as_str));
+            format!("no jail is named `{name}`{}", hint.map(|hint| format!(" ({hint})")).unwrap_or_default())
+        }
     }
 }
 
@@ -202,7 +218,20 @@ pub fn stop(options: &Options, names: &[String]) -> Result<i32> {
         host.journal.hold(name)?;
     }
     drop(host);
-    reconcile(options, names)
+    reconcile(options, names, false)
+}
+
+/// Every jail there is, as [`stop`] does it.
+pub fn stop_all(options: &Options) -> Result<i32> {
+    let view = view(options)?;
+    let names: Vec<String> = view.rows.iter().map(|row| row.name.to_string()).collect();
+    drop(view);
+    stop(options, &names)
+}
+
+/// Every jail that runs, held by nothing: for the host's shutdown.
+pub fn all_down(options: &Options) -> Result<i32> {
+    carry_out(options, Vec::new(), false, &pass::all_down)
 }
 
 fn defined(options: &Options, name: &JailName) -> bool {
@@ -210,18 +239,58 @@ fn defined(options: &Options, name: &JailName) -> bool {
     desired.jails.contains_key(name) || desired.broken.contains_key(name)
 }
 
+/// What ran on the jails comes up again with them.
 pub fn restart(options: &Options, names: &[String]) -> Result<i32> {
+    let dependants = running_dependants(&view(options)?, &parse(names)?);
     match stop(options, names)? {
-        DONE => start(options, names),
+        DONE => {
+            let all: Vec<String> = names.iter().cloned().chain(dependants).collect();
+            start(options, &all)
+        }
         failed => Ok(failed),
     }
+}
+
+fn running_dependants(view: &View, names: &[JailName]) -> BTreeSet<String> {
+    let mut below: BTreeSet<&JailName> = names.iter().collect();
+    let runs = |name: &JailName| {
+        let state = view.live.jails.get(name).map(|jail| &jail.state);
+        matches!(state, Some(JailState::Up | JailState::Frozen | JailState::Orphaned))
+    };
+    loop {
+        let more: Vec<&JailName> = view
+            .desired
+            .jails
+            .iter()
+            .filter(|(name, wanted)| {
+                !below.contains(name) && wanted.jail.depend.iter().any(|other| below.contains(other))
+            })
+            .map(|(name, _)| name)
+            .collect();
+        if more.is_empty() {
+            break;
+        }
+        below.extend(more);
+    }
+    let above = below.into_iter().filter(|name| !names.contains(name) && runs(name));
+    above.map(ToString::to_string).collect()
 }
 
 fn parse(names: &[String]) -> Result<Vec<JailName>> {
     names.iter().map(|name| JailName::new(name).map_err(|e| anyhow!(e))).collect()
 }
 
-fn reconcile(options: &Options, only: Vec<JailName>) -> Result<i32> {
+/// With `up`, the jails have to run afterwards, and a reason why one does not is a failure.
+fn reconcile(options: &Options, only: Vec<JailName>, up: bool) -> Result<i32> {
+    carry_out(options, only, up, &pass::pass)
+}
+
+fn carry_out(
+    options: &Options,
+    only: Vec<JailName>,
+    up: bool,
+    pass: &dyn Fn(&Paths, &PassOptions<'_>) -> Result<Passed>,
+) -> Result<i32> {
     let quiet = options.json;
     let progress = |name: &JailName, what: &str| {
         if !quiet {
@@ -238,7 +307,7 @@ fn reconcile(options: &Options, only: Vec<JailName>) -> Result<i32> {
         waiting: &waiting,
         planned: &unseen,
     };
-    let passed = pass::pass(&options.paths(), &asked)?;
+    let passed = pass(&options.paths(), &asked)?;
     for (name, reason) in &passed.plan.refused {
         eprintln!("stockade: {name}: {reason}");
     }
@@ -251,10 +320,16 @@ fn reconcile(options: &Options, only: Vec<JailName>) -> Result<i32> {
             execute::Outcome::Done => {}
         }
     }
+    let waits: Vec<_> =
+        passed.plan.notes.iter().filter(|(name, _)| up && asked.only.contains(name)).collect();
+    for (name, reason) in &waits {
+        eprintln!("stockade: {name}: not started: {reason}");
+    }
     if options.json {
         output::json_text(&passed.plan.json());
     }
-    Ok(if passed.failures.is_empty() && passed.plan.refused.is_empty() { DONE } else { FAILED })
+    let well = passed.failures.is_empty() && passed.plan.refused.is_empty() && waits.is_empty();
+    Ok(if well { DONE } else { FAILED })
 }
 
 /// Straight to the main process's init, which passes it on.

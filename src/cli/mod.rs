@@ -2,14 +2,17 @@
 //! rest; the shapes of tables and JSON are made where the facts are.
 
 mod command;
+mod destroy;
+mod doctor;
 mod exec;
-//mod gc;
+mod gc;
 mod jails;
-//mod logs;
+mod logs;
 mod output;
 mod plan;
-//mod reference;
+mod reference;
 mod run;
+mod template;
 
 use clap::Parser;
 
@@ -18,6 +21,7 @@ pub use command::{Command, Options};
 /// Exit statuses, stockade(8).
 pub const DONE: i32 = 0;
 pub const FAILED: i32 = 1;
+pub const USAGE: i32 = 2;
 pub const INVALID: i32 = 3;
 pub const CHANGES: i32 = 4;
 
@@ -50,15 +54,6 @@ fn restore_pipe_signal() {
 
 fn dispatch(options: &Options) -> anyhow::Result<i32> {
     match &options.command {
-        Command::Logs(_)
-        | Command::Destroy(_)
-        | Command::Gc(_)
-        | Command::Template(_)
-        | Command::Doctor
-        | Command::Explain(_)
-        | Command::Schema
-        | Command::Man
-        | Command::Completions(_) => Ok(2),
         Command::Check(check) => plan::check(options, &check.files),
         Command::Plan(plan) => plan::plan(options, &plan.only),
         Command::Apply(apply) => plan::apply(options, &apply.only, apply.no_restart),
@@ -67,7 +62,9 @@ fn dispatch(options: &Options) -> anyhow::Result<i32> {
         Command::Show(named) => jails::show(options, &named.name),
         Command::Status => jails::status(options),
         Command::Start(many) => jails::start(options, &many.names),
-        Command::Stop(many) => jails::stop(options, &many.names),
+        Command::Stop(stop) if stop.for_now => jails::all_down(options),
+        Command::Stop(stop) if stop.all => jails::stop_all(options),
+        Command::Stop(stop) => jails::stop(options, &stop.names),
         Command::Restart(many) => jails::restart(options, &many.names),
         Command::Kill(kill) => jails::kill(options, &kill.name, &kill.signal),
         Command::Freeze(many) => jails::freeze(options, &many.names, true),
@@ -75,15 +72,15 @@ fn dispatch(options: &Options) -> anyhow::Result<i32> {
         Command::Exec(exec) => exec::exec(options, exec),
         Command::Shell(shell) => exec::shell(options, shell),
         Command::Console(named) => exec::console(options, &named.name),
-        //Command::Logs(logs) => logs::logs(options, logs),
+        Command::Logs(logs) => logs::logs(options, logs),
         Command::Run(run) => run::run(options, run),
-        //Command::Destroy(destroy) => gc::destroy(options, destroy),
-        //Command::Gc(gc) => gc::gc(options, gc.dry_run),
-        //Command::Template(template) => gc::template(options, template),
-        //Command::Doctor => reference::doctor(options),
-        //Command::Explain(explain) => reference::explain(options, explain.key.as_deref()),
-        //Command::Schema => reference::schema(),
-        //Command::Man => reference::man(),
-        //Command::Completions(completions) => reference::completions(completions.shell),
+        Command::Destroy(destroy) => destroy::destroy(options, destroy),
+        Command::Gc(gc) => gc::gc(options, gc.dry_run),
+        Command::Template(template) => template::template(options, template),
+        Command::Doctor => doctor::doctor(options),
+        Command::Explain(explain) => reference::explain(options, explain.key.as_deref()),
+        Command::Schema => Ok(reference::schema()),
+        Command::Man => Ok(reference::man()),
+        Command::Completions(completions) => Ok(reference::completions(completions.shell)),
     }
 }

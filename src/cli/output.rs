@@ -32,11 +32,7 @@ pub fn error(options: &Options, error: &anyhow::Error) {
     if options.json {
         eprintln!("{}", envelope("errors", json!([{ "message": format!("{error:#}") }])));
     } else {
-        // A context says it all where the cause below is only there for the exit status.
-        let text = match error.downcast_ref::<crate::init::program::NotStarted>() {
-            Some(_) => error.to_string(),
-            None => format!("{error:#}"),
-        };
+        let text = crate::init::program::reason(error);
         eprintln!("stockade: {text}");
     }
 }
@@ -57,4 +53,23 @@ pub fn diagnostics(options: &Options, found: &[Diagnostic]) {
 /// Colour only on a terminal, and not where NO_COLOR is set.
 pub fn colour(stream: &impl IsTerminal) -> bool {
     stream.is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty())
+}
+
+/// A table without lines and without blanks at the ends of its rows.
+pub fn plain(table: &mut comfy_table::Table) -> String {
+    for column in table.column_iter_mut() {
+        column.set_padding((0, 2));
+    }
+    table.trim_fmt() + "\n"
+}
+
+/// Yes or no on the terminal; `None` without one.
+pub fn ask(question: &str) -> std::io::Result<Option<bool>> {
+    if !std::io::stdin().is_terminal() || !std::io::stderr().is_terminal() {
+        return Ok(None);
+    }
+    eprint!("{question} [y/N] ");
+    let mut answer = String::new();
+    std::io::stdin().read_line(&mut answer)?;
+    Ok(Some(matches!(answer.trim(), "y" | "Y" | "yes")))
 }

@@ -29,10 +29,8 @@ pub fn run(options: &Options, asked: &Run) -> Result<i32> {
     if host.journal.record(&name)?.is_some() {
         bail!("a jail named {name} exists");
     }
-    let number = ids::take(&host.journal.paths.state, &name, host.config.ids)?;
-    let result = in_jail(&host, &wanted, ids::first(host.config.ids, number), asked);
-    let released = ids::release(&host.journal.paths.state, &name, number);
-    result.and_then(|status| released.map(|()| status))
+    let slot = ids::slot(&host.journal.paths.state, host.config.ids)?;
+    in_jail(&host, &wanted, ids::first(host.config.ids, slot.number), asked)
 }
 
 /// The jail as if it were defined in a file, with `--set` on top.
@@ -116,7 +114,9 @@ fn in_jail(host: &Host, wanted: &DesiredJail, first_id: u32, asked: &Run) -> Res
 /// This process is the keeper: it creates, starts, relays and reaps.
 fn keep(spec: &Spec, cgroup: &Cgroup, wanted: &DesiredJail) -> Result<i32> {
     let streams = if spec.stdio == Stdio::Inherit { Some(exec::own_streams()?) } else { None };
-    let created = create::create(spec, cgroup, streams)?;
+    // Without files to write into the root there is nothing to wait for in between.
+    let at_once = wanted.root.files.is_empty();
+    let created = create::create(spec, cgroup, streams, at_once)?;
     let status = serve(spec, &created, wanted);
     if status.is_err() {
         create::end(&created);
@@ -128,8 +128,8 @@ fn serve(spec: &Spec, created: &Created, wanted: &DesiredJail) -> Result<i32> {
     if !wanted.root.files.is_empty() {
         let init = process::identify(created.pid)?;
         root::files::write(crate::probe::root_of(init)?.as_fd(), &wanted.root.files, spec.first_id)?;
+        create::order(created.channel.as_fd(), &Order::Go, &[])?;
     }
-    create::order(created.channel.as_fd(), &Order::Go, &[])?;
     match create::hear(created.channel.as_fd())? {
         Some((Report::Started, _)) => {}
         Some((Report::Failed { reason, status }, _)) => {

@@ -25,6 +25,7 @@ use crate::keys::Key;
 pub use host::{RawHost, parse_host};
 pub use publish::parse as parse_publish;
 pub use raw::{Raw, RawValue, Text, is_expression};
+pub use units::duration;
 pub use value::Report;
 
 /// Where a key of a jail was written.

@@ -17,6 +17,7 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use anyhow::{Context, Result, anyhow, bail};
 use serde::{Deserialize, Serialize};
 
+use crate::jail::NetworkMode;
 use crate::network;
 use crate::spec::{Spec, Stdio};
 use crate::sys::{confine, mount, namespace, process, socket};
@@ -75,7 +76,7 @@ pub fn enter(spec: &Spec, inherited: Inherited) -> ! {
     };
     if let Ok(channel) = channel {
         // When the keeper is gone too there is nobody left to tell.
-        let report = Report::Failed { reason: format!("{error:#}"), status: program::exit_status(&error) };
+        let report = Report::Failed { reason: program::reason(&error), status: program::exit_status(&error) };
         let _ = tell(channel.as_fd(), &report, &[]);
     }
     process::exit_now(INIT_FAILED)
@@ -118,7 +119,10 @@ fn run(spec: &Spec, inherited: Inherited) -> Result<std::convert::Infallible> {
         (None, Some(streams)) => streams,
         (None, None) => bail!("no standard streams were given"),
     };
-    process::set_parent_death_signal(None)?;
+    // `run` is its jail's keeper and reaps it; a jail that is defined outlives a killed keeper.
+    if !spec.stdio.is_callers() {
+        process::set_parent_death_signal(None)?;
+    }
     pid1::serve(spec, inherited.channel, streams)
 }
 
@@ -150,7 +154,10 @@ fn build_root(
     let proc = mounts::proc(root.as_fd())?;
     // Through the jail's own procfs: the host's looks up network parameters of all jails in one list.
     let own_proc = format!("/proc/self/fd/{}", proc.as_raw_fd());
-    network::configure(spec.network.as_ref(), std::path::Path::new(&own_proc))?;
+    // The host's own network is not a jail's to change, were it only its loopback.
+    if spec.jail.network.mode != NetworkMode::Inherit {
+        network::configure(spec.network.as_ref(), std::path::Path::new(&own_proc))?;
+    }
     sysctl::apply(spec, proc.as_fd())?;
     devices::dev(root.as_fd(), devices, spec)?;
     mounts::sys(root.as_fd(), spec)?;
@@ -181,6 +188,11 @@ fn receive(channel: BorrowedFd<'_>) -> Result<(Order, Vec<OwnedFd>)> {
 }
 
 impl Stdio {
+    /// Whether the jail lives for the command that runs it, and must not outlive it.
+    pub fn is_callers(self) -> bool {
+        matches!(self, Stdio::Inherit | Stdio::Relay)
+    }
+
     /// Whether the main process gets a pseudo-terminal of the jail's own.
     pub fn is_console(self) -> bool {
         matches!(self, Stdio::Console | Stdio::Relay)

@@ -176,11 +176,12 @@ pub fn attributes(options: &[String]) -> u64 {
 pub fn mask(root: BorrowedFd<'_>, profile: &Profile) -> Result<()> {
     let null = mount::resolve(root, Path::new("dev/null"), true).context("open /dev/null")?;
     let per_cpu = masked_per_cpu(root);
+    let mut empty = None;
     for path in profile.masked.iter().chain(&per_cpu) {
         let Some(place) = existing(root, path)? else { continue };
         let directory = rustix::fs::FileType::from_raw_mode(rustix::fs::fstat(&place)?.st_mode).is_dir();
         let cover = if directory {
-            empty_directory()?
+            empty_directory(&mut empty)?
         } else {
             mount::clone_tree(null.as_fd(), Path::new(""), false).context("copy the mount of /dev/null")?
         };
@@ -220,11 +221,18 @@ fn open_writable(root: BorrowedFd<'_>, paths: &[String]) -> Result<Vec<(String, 
     Ok(copies)
 }
 
-/// An empty read-only directory of its own: older kernels cannot copy a detached mount, and the
-/// places are few.
-fn empty_directory() -> Result<OwnedFd> {
+/// An empty read-only directory: one file system, and a copy of its mount for each place. Only
+/// an attached mount can be copied by older kernels, so the copies are made of the first, which
+/// is attached by then.
+fn empty_directory(first: &mut Option<OwnedFd>) -> Result<OwnedFd> {
+    if let Some(attached) = first {
+        return mount::clone_tree(attached.as_fd(), Path::new(""), false).context("copy the empty directory");
+    }
     let attributes = READ_ONLY | NO_SUID | NO_DEVICES | NO_EXEC;
-    mount::create("tmpfs", &[("mode", "0555"), ("size", "4k"), ("nr_inodes", "2")], attributes)
+    let options = [("mode", "0555"), ("size", "4k"), ("nr_inodes", "2")];
+    let made = mount::create("tmpfs", &options, attributes)?;
+    *first = Some(made.try_clone().context("copy a descriptor")?);
+    Ok(made)
 }
 
 fn existing(root: BorrowedFd<'_>, path: &str) -> Result<Option<OwnedFd>> {

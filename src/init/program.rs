@@ -119,7 +119,7 @@ pub fn spawn(start: &Start<'_>, streams: [OwnedFd; 3], terminal: bool) -> Result
                 Err(error) => error,
             };
             // The parent also learns it from the exit status.
-            let _ = rustix::io::write(&theirs, error.to_string().as_bytes());
+            let _ = rustix::io::write(&theirs, reason(&error).as_bytes());
             process::exit_now(exit_status(&error))
         }
         Cloned::Parent { pid, pidfd } => {
@@ -148,6 +148,14 @@ pub fn take_terminal(terminal: &OwnedFd) -> Result<()> {
 /// 127 for a program that is not there, 126 for one that cannot be run, 125 for our own fault.
 pub fn exit_status(error: &anyhow::Error) -> i32 {
     error.downcast_ref::<NotStarted>().map_or(FAULT, |why| why.status())
+}
+
+/// The error in one line, without the mark that only carries the exit status.
+pub fn reason(error: &anyhow::Error) -> String {
+    match error.downcast_ref::<NotStarted>() {
+        Some(_) => error.to_string(),
+        None => format!("{error:#}"),
+    }
 }
 
 /// An init's report as an error that keeps the exit status.

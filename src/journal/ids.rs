@@ -7,6 +7,7 @@
 
 use std::io::ErrorKind;
 use std::path::Path;
+use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow, bail};
 
@@ -19,22 +20,22 @@ pub fn claim(state: &Path, state_dir: &Path, name: &JailName, pool: IdPool) -> R
     if let Some(number) = recorded(state_dir)? {
         return Ok(first(pool, number));
     }
-    let number = take(state, name, pool)?;
+    let number = take_as(state, name.as_str(), pool)?;
     crate::journal::make_directory(state_dir, 0o700)?;
     crate::journal::replace_synced(&state_dir.join("range"), number.to_string().as_bytes())?;
     Ok(first(pool, number))
 }
 
-/// Takes a free range for a jail that keeps no files (`run`).
-pub fn take(state: &Path, name: &JailName, pool: IdPool) -> Result<u32> {
-    let start = hash(name.as_str()) % pool.ranges;
+/// Takes a free range, or the one this name has already.
+fn take_as(state: &Path, name: &str, pool: IdPool) -> Result<u32> {
+    let start = hash(name) % pool.ranges;
     for step in 0..pool.ranges {
         let number = (start + step) % pool.ranges;
         let link = state.join("ids").join(number.to_string());
-        match std::os::unix::fs::symlink(name.as_str(), &link) {
+        match std::os::unix::fs::symlink(name, &link) {
             Ok(()) => return Ok(number),
             Err(e) if e.kind() == ErrorKind::AlreadyExists => {
-                if holder(&link)? == name.as_str() {
+                if holder(&link)? == name {
                     return Ok(number);
                 }
             }
@@ -42,6 +43,47 @@ pub fn take(state: &Path, name: &JailName, pool: IdPool) -> Result<u32> {
         }
     }
     bail!("take an id range: all {} of the pool are in use", pool.ranges)
+}
+
+/// Throw-away jails at the same time.
+const SLOTS_MAX: u32 = 1024;
+
+/// A range that is lent for as long as this lives, by flock(2). Slots stay when they are free:
+/// making and removing a file for each `run` would cost more than the rest of its book-keeping.
+pub struct Slot {
+    pub number: u32,
+    _lock: std::fs::File,
+}
+
+/// Borrows a range for a jail that keeps no files.
+pub fn slot(state: &Path, pool: IdPool) -> Result<Slot> {
+    for index in 0..SLOTS_MAX {
+        let name = format!(".run-{index}");
+        let path = state.join("ids").join(&name);
+        let file = std::fs::File::options().read(true).write(true).create(true).truncate(false).open(&path);
+        let file = file.with_context(|| format!("open {}", path.display()))?;
+        if file.try_lock().is_ok() {
+            let number =
+                slot_number(state, &file, &name, pool).with_context(|| format!("use {}", path.display()))?;
+            return Ok(Slot { number, _lock: file });
+        }
+    }
+    bail!("take an id range: {SLOTS_MAX} throw-away jails run already")
+}
+
+/// The slot's own range, taken when it is new. The link's target is no jail's name.
+fn slot_number(state: &Path, mut file: &std::fs::File, name: &str, pool: IdPool) -> Result<u32> {
+    use std::io::{Read, Write};
+    let mut text = String::new();
+    file.read_to_string(&mut text)?;
+    if let Ok(number) = text.trim().parse()
+        && number < pool.ranges
+    {
+        return Ok(number);
+    }
+    let number = take_as(state, name, pool)?;
+    file.write_all(number.to_string().as_bytes())?;
+    Ok(number)
 }
 
 /// Gives the range back; only when no file of the jail is left.
@@ -55,6 +97,25 @@ pub fn release(state: &Path, name: &JailName, number: u32) -> Result<()> {
         Err(e) if e.kind() == ErrorKind::NotFound => Ok(()),
         Err(e) => Err(e).with_context(|| format!("release id range {number}")),
     }
+}
+
+/// Every range that is taken: its number, whose it is, and for how long, as far as the clock tells.
+pub fn taken(state: &Path) -> Result<Vec<(u32, JailName, Duration)>> {
+    let path = state.join("ids");
+    let mut all = Vec::new();
+    for entry in std::fs::read_dir(&path).with_context(|| format!("list {}", path.display()))? {
+        let entry = entry.with_context(|| format!("list {}", path.display()))?;
+        let number = entry.file_name().to_str().and_then(|name| name.parse().ok());
+        let (Some(number), Ok(holder)) = (number, holder(&entry.path())) else { continue };
+        let age = entry
+            .metadata()
+            .and_then(|found| found.modified())
+            .map(|made| made.elapsed().unwrap_or_default());
+        if let (Ok(name), Ok(age)) = (JailName::new(&holder), age) {
+            all.push((number, name, age));
+        }
+    }
+    Ok(all)
 }
 
 /// The range a jail's state directory is bound to.
@@ -110,5 +171,17 @@ mod tests {
         firsts.sort_unstable();
         firsts.dedup();
         assert_eq!(firsts.len(), 3);
+    }
+
+    #[test]
+    fn slots_are_lent_and_come_back() {
+        let state = tempfile::tempdir().unwrap();
+        std::fs::create_dir(state.path().join("ids")).unwrap();
+        let one = slot(state.path(), POOL).unwrap();
+        let two = slot(state.path(), POOL).unwrap();
+        assert_ne!(one.number, two.number);
+        let number = one.number;
+        drop(one);
+        assert_eq!(slot(state.path(), POOL).unwrap().number, number);
     }
 }

@@ -34,8 +34,9 @@ struct Sources {
     missing: Vec<usize>,
 }
 
-/// Makes the jail. On an error everything of it is gone again.
-pub fn create(spec: &Spec, cgroup: &Cgroup, streams: Option<[OwnedFd; 3]>) -> Result<Created> {
+/// Makes the jail. On an error everything of it is gone again. With `at_once` the order to start
+/// the program is given along with the first one.
+pub fn create(spec: &Spec, cgroup: &Cgroup, streams: Option<[OwnedFd; 3]>, at_once: bool) -> Result<Created> {
     let sources = open_sources(&spec.jail.mount)?;
     let devices = open_devices(&spec.jail.allow)?;
     let (ours, theirs) = socket::pair()?;
@@ -54,7 +55,7 @@ pub fn create(spec: &Spec, cgroup: &Cgroup, streams: Option<[OwnedFd; 3]>) -> Re
         Cloned::Parent { pid, pidfd } => {
             drop((theirs, devices, join, streams));
             let created = Created { pid, pidfd, channel: ours, master: None };
-            finish(spec, created, sources)
+            finish(spec, created, sources, at_once)
         }
     }
 }
@@ -71,8 +72,8 @@ fn flags(spec: &Spec) -> u64 {
 }
 
 /// The part that needs the jail's process; kills it again when it fails.
-fn finish(spec: &Spec, mut created: Created, sources: Sources) -> Result<Created> {
-    match furnish(spec, &created, sources).and_then(|()| hear_created(created.channel.as_fd())) {
+fn finish(spec: &Spec, mut created: Created, sources: Sources, at_once: bool) -> Result<Created> {
+    match furnish(spec, &created, sources, at_once).and_then(|()| hear_created(created.channel.as_fd())) {
         Ok(master) => {
             created.master = master;
             Ok(created)
@@ -93,7 +94,8 @@ pub fn end(created: &Created) {
     let _ = process::reap(created.pidfd.as_fd());
 }
 
-fn furnish(spec: &Spec, created: &Created, sources: Sources) -> Result<()> {
+fn furnish(spec: &Spec, created: &Created, sources: Sources, at_once: bool) -> Result<()> {
+    process::be_ordinary_to_oom(created.pid.cast_unsigned());
     let userns = if spec.jail.security.userns {
         namespace::map_ids(created.pid, spec.first_id)?;
         Some(namespace::open(created.pid, "user")?)
@@ -113,7 +115,8 @@ fn furnish(spec: &Spec, created: &Created, sources: Sources) -> Result<()> {
         network::connect(link, namespace::open(created.pid, "net")?.as_fd())?;
     }
     let descriptors: Vec<BorrowedFd<'_>> = mounts.iter().map(AsFd::as_fd).collect();
-    order(created.channel.as_fd(), &Order::Ready { missing: sources.missing }, &descriptors)
+    order(created.channel.as_fd(), &Order::Ready { missing: sources.missing }, &descriptors)?;
+    if at_once { order(created.channel.as_fd(), &Order::Go, &[]) } else { Ok(()) }
 }
 
 /// Sends an order to the init.

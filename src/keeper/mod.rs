@@ -62,7 +62,7 @@ pub fn main() -> i32 {
         Ok(status) => status,
         Err(error) => {
             let answer = Answer::Failed {
-                reason: format!("{error:#}"),
+                reason: crate::init::program::reason(&error),
                 status: crate::init::program::exit_status(&error),
             };
             // A starter that is gone needs no answer.
@@ -86,7 +86,9 @@ fn leave_starter() -> Result<bool> {
 fn keep(socket: &OwnedFd) -> Result<i32> {
     confine::set_dumpable(false)?;
     process::block_all_signals();
-    let (message, _) = socket::receive(socket.as_fd())?.ok_or_else(|| anyhow!("no specification came"))?;
+    // The descriptor is the lock of this instance: it is held by being open until the end.
+    let (message, _instance) =
+        socket::receive(socket.as_fd())?.ok_or_else(|| anyhow!("no specification came"))?;
     let hello: Hello = serde_json::from_slice(&message).context("read the specification")?;
     if hello.protocol != PROTOCOL {
         bail!("the specification is of protocol {}, this keeper speaks {PROTOCOL}", hello.protocol);
@@ -95,7 +97,7 @@ fn keep(socket: &OwnedFd) -> Result<i32> {
     let streams = Streams::open(spec.stdio)?;
     let hierarchies = Hierarchies::detect()?.at(&spec.cgroup_base)?;
     let cgroup = Cgroup::open(&hierarchies, &spec.cgroup_parent, spec.name().as_str())?;
-    let created = create::create(&spec, &cgroup, streams.inside)?;
+    let created = create::create(&spec, &cgroup, streams.inside, false)?;
     serve::serve(&spec, &cgroup, created, streams.outside, socket)?;
     Ok(0)
 }

@@ -1,6 +1,6 @@
 //! The hierarchies of this host, open: which controller is where, and what cannot be enforced.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io;
 use std::path::Path;
@@ -133,6 +133,23 @@ impl Hierarchies {
     fn reason(&self, controller: Controller) -> String {
         let missing = self.0.missing.get(&controller).cloned();
         missing.unwrap_or_else(|| format!("no {} controller", controller.name()))
+    }
+
+    /// The names of all cgroups directly below `parent`, in any hierarchy: those of jails.
+    pub fn children(&self, parent: &str) -> Result<BTreeSet<String>> {
+        check_path(parent)?;
+        let path = join(self.base(), parent);
+        let mut names = BTreeSet::new();
+        for tree in self.trees().map(|(_, tree)| tree).chain(self.unified()) {
+            match tree.children(&path) {
+                Ok(found) => names.extend(found),
+                Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
+                Err(error) => {
+                    return Err(error).with_context(|| format!("list {}", tree.full(&path).display()));
+                }
+            }
+        }
+        Ok(names)
     }
 
     /// Keys this host cannot enforce, with the reason and its fix.

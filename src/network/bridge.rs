@@ -88,21 +88,31 @@ pub(super) fn read(netlink: &mut Netlink, name: &str) -> Result<Option<Link>> {
     }
 }
 
+/// Whether the bridge is one that [`remove_bridge_if_unused`] would remove.
+pub fn is_unused_bridge(name: &str) -> Result<bool> {
+    Ok(unused(&mut Netlink::open()?, name)?.is_some())
+}
+
+fn unused(netlink: &mut Netlink, name: &str) -> Result<Option<Link>> {
+    let Some(link) = read(netlink, name)? else { return Ok(None) };
+    if link.kind != "bridge" || link.alias != MARK {
+        return Ok(None);
+    }
+    let ports = netlink.dump(&message::list_ports(name, link.index), Link::read)?;
+    for port in ports.iter().filter(|port| port.controller == Some(link.index)) {
+        if !is_dying(netlink, port)? {
+            return Ok(None);
+        }
+    }
+    Ok(Some(link))
+}
+
 /// Removes the bridge if we made it and it has no port left; says whether it did. Host ends of
 /// jails whose namespace is already dying are no reason to keep it; right after a jail's end that
 /// cannot always be told, so [`super::disconnect`] comes first.
 pub fn remove_bridge_if_unused(name: &str) -> Result<bool> {
     let mut netlink = Netlink::open()?;
-    let Some(link) = read(&mut netlink, name)? else { return Ok(false) };
-    if link.kind != "bridge" || link.alias != MARK {
-        return Ok(false);
-    }
-    let ports = netlink.dump(&message::list_ports(name, link.index), Link::read)?;
-    for port in ports.iter().filter(|port| port.controller == Some(link.index)) {
-        if !is_dying(&mut netlink, port)? {
-            return Ok(false);
-        }
-    }
+    let Some(link) = unused(&mut netlink, name)? else { return Ok(false) };
     match netlink.send(&[message::delete_link(name, link.index)]) {
         Ok(()) => Ok(true),
         Err(error) if refusal(&error) == Some(Errno::ENODEV) => Ok(false),

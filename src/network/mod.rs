@@ -23,7 +23,7 @@ use sha2::{Digest, Sha256};
 use crate::desired::HostConfig;
 use crate::jail::{Jail, JailName, Network, NetworkMode};
 
-pub use bridge::{ensure_bridge, remove_bridge_if_unused};
+pub use bridge::{ensure_bridge, is_unused_bridge, remove_bridge_if_unused};
 pub use link::{configure, connect, disconnect, readdress, rejoin};
 pub use observe::{Observed, observe};
 pub use texts::{hosts, resolv};

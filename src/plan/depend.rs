@@ -1,5 +1,6 @@
-//! What the jails mean to each other: a restart takes running dependants along, and nothing is
-//! started while something that it depends on stays down.
+//! What the jails mean to each other: a restart takes running dependants along, what is put down
+//! on purpose stops them first, and nothing is started while something that it depends on stays
+//! down.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -49,6 +50,9 @@ pub fn settle<'a>(
             let judgement = judgements.remove(name).unwrap_or_else(|| judge(name, desired, live, options));
             judgements.insert(name, take_along(judgement, name, &taken_down, live));
         }
+        if let Some(below) = kept_down(name, &judgements, desired) {
+            follow_down(name, below, &mut judgements, desired, live, options);
+        }
         let missing = depends(desired, name).iter().find(|other| !up_after(other, &judgements, live));
         if let Some(missing) = missing
             && let Some(judgement) = judgements.remove(name)
@@ -91,6 +95,39 @@ fn take_along(mut judgement: Judgement, name: &JailName, below: &[&JailName], li
         other => other,
     };
     judgement
+}
+
+/// A dependency of `name` that is put down on purpose.
+fn kept_down<'a>(name: &JailName, judgements: &Judgements, desired: &'a Desired) -> Option<&'a JailName> {
+    let is_kept = |other: &&JailName| judgements.get(*other).is_some_and(|judgement| judgement.kept_down);
+    depends(desired, name).iter().find(is_kept)
+}
+
+/// As jail(8) does: what runs on a jail that is taken down is stopped before it.
+fn follow_down<'a>(
+    name: &'a JailName,
+    below: &JailName,
+    judgements: &mut Judgements<'a>,
+    desired: &Desired,
+    live: &Live,
+    options: &Options,
+) {
+    let seen = live.jails.get(name).filter(|seen| runs(&seen.state));
+    if seen.is_none() && !judgements.contains_key(name) {
+        return;
+    }
+    let judgement = judgements.remove(name).unwrap_or_else(|| judge(name, desired, live, options));
+    let follows = judgement.refused.is_none();
+    let judgement = match seen {
+        // It goes down for a reason of its own already.
+        Some(seen) if follows && !judgement.kept_down => {
+            let reason = format!("depends on {below}, which is down");
+            let action = Action { reason: Some(reason), ..stop(name, seen) };
+            Judgement { action: Some(action), ..Judgement::default() }
+        }
+        _ => judgement,
+    };
+    judgements.insert(name, Judgement { kept_down: follows, ..judgement });
 }
 
 /// Whether `name` runs once the plan is carried out.

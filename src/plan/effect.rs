@@ -101,7 +101,7 @@ fn record(name: &JailName, wanted: &DesiredJail, now_ms: u64) -> Record {
         name: name.clone(),
         instance: String::new(),
         file: wanted.file.clone(),
-        phase: Phase::Poststart,
+        phase: Phase::Up,
         stopping: false,
         settings: wanted.settings.clone(),
         layers: wanted.root.layers.iter().map(|layer| layer.id.clone()).collect(),

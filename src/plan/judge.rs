@@ -17,6 +17,9 @@ pub struct Judgement {
     pub note: Option<String>,
     pub wake_ms: Option<u64>,
     pub postponed: Option<Postponed>,
+    /// Somebody wants it down, or something that it depends on: what depends on it stops with it.
+    /// Not so for a jail that failed: its dependants have lived through that already.
+    pub kept_down: bool,
 }
 
 /// What is wanted of a jail now, from its definition, its holder and its history.
@@ -50,6 +53,9 @@ pub fn judge(name: &JailName, desired: &Desired, live: &Live, options: &Options)
     let unseen = LiveJail::default();
     let seen = live.jails.get(name).unwrap_or(&unseen);
     if let Some(reason) = desired.broken.get(name) {
+        return refuse(reason.clone());
+    }
+    if let Some(reason) = &seen.unreadable {
         return refuse(reason.clone());
     }
     let thrown_away = seen.record.as_ref().is_some_and(|record| record.file.as_os_str().is_empty());
@@ -169,7 +175,8 @@ fn keep_down(name: &JailName, seen: &LiveJail, reason: Reason) -> Judgement {
     };
     let stop = || Action { reason: Some(reason.to_string()), ..stop(name, seen) };
     let action = (seen.state != JailState::Down).then(stop);
-    Judgement { action, note, ..Judgement::default() }
+    let kept_down = matches!(reason, Reason::Disabled | Reason::Held);
+    Judgement { action, note, kept_down, ..Judgement::default() }
 }
 
 fn bring_up(

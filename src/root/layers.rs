@@ -192,7 +192,6 @@ pub fn unused(state: &Path, used: &BTreeSet<String>) -> anyhow::Result<Vec<(Stri
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
         Err(error) => return Err(error).with_context(|| format!("open {}", path.display())),
     };
-    sweep(&path, &layers)?;
     let mut unused = Vec::new();
     for name in file::names(&layers, LAYERS_MAX).context("list the layers")? {
         let Ok(id) = name.into_string() else { continue };
@@ -203,6 +202,34 @@ pub fn unused(state: &Path, used: &BTreeSet<String>) -> anyhow::Result<Vec<(Stri
     }
     unused.sort();
     Ok(unused)
+}
+
+/// The bytes that a built layer takes on the disk.
+pub fn disk_bytes(state: &Path, id: &str) -> anyhow::Result<u64> {
+    let layers = open_layers(state)?;
+    size(&layers, id.as_ref(), 0).with_context(|| format!("measure layer {id}"))
+}
+
+/// What builders left that did not live to the end, by the layer's id.
+pub fn half_built(state: &Path) -> anyhow::Result<Vec<(String, u64)>> {
+    let path = state.join("layers");
+    let layers = open_layers(state)?;
+    let mut found = Vec::new();
+    for name in file::names(&layers, LAYERS_MAX).context("list the layers")? {
+        let Some(id) = name.to_str().and_then(|name| name.strip_prefix(BUILDING)) else { continue };
+        let Some(lock) = Lock::try_take(&path, id)? else { continue };
+        found.push((
+            id.to_owned(),
+            size(&layers, &name, 0).with_context(|| format!("measure {BUILDING}{id}"))?,
+        ));
+        lock.release();
+    }
+    Ok(found)
+}
+
+/// Removes what [`half_built`] lists.
+pub fn remove_half_built(state: &Path) -> anyhow::Result<()> {
+    sweep(&state.join("layers"), &open_layers(state)?)
 }
 
 /// Bytes on the disk; a file with several names is counted at each.

@@ -32,7 +32,7 @@ fn record() -> Record {
         name: name("web"),
         instance: String::new(),
         file: "web.toml".into(),
-        phase: Phase::Poststart,
+        phase: Phase::Up,
         stopping: false,
         settings: settings(),
         layers: Vec::new(),
@@ -41,7 +41,6 @@ fn record() -> Record {
         keeper: None,
         init: Some(Process { pid: 4321, start_time: 7 }),
         first_id: 0,
-        cgroup_base: String::new(),
         started_ms: NOW_MS - 65_500,
         hooks_done: BTreeSet::new(),
     }
@@ -66,8 +65,8 @@ fn states_say_what_a_person_wants_to_know() {
     };
     let exit = |code| Exit { code: Some(code), ..Exit::default() };
     let stopping = Record { stopping: true, ..record() };
-    let wait = Restarts { count: 2, not_before_ms: NOW_MS + 2_500, crash_loop: false, ..Restarts::default() };
-    let looped = Restarts { count: 9, not_before_ms: 0, crash_loop: true, ..Restarts::default() };
+    let wait = Restarts { count: 2, not_before_ms: NOW_MS + 2_500, ..Restarts::default() };
+    let looped = Restarts { count: 9, crash_loop: true, ..Restarts::default() };
     check(None, "stopped", None);
     check(Some(seen(JailState::Up)), "running", None);
     check(Some(seen(JailState::Frozen)), "frozen", None);

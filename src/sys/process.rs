@@ -99,6 +99,23 @@ fn parse_stat(text: &str) -> Option<(char, u64)> {
     Some((state, fields.nth(18)?.parse().ok()?))
 }
 
+/// Takes from a child what a service manager gave to the daemon alone: that the kernel's killer
+/// looks elsewhere first. Written from outside, with the right to, so that a jail cannot take it
+/// back, proc_pid_oom_score_adj(5). A value that is no privilege stays.
+pub fn be_ordinary_to_oom(pid: u32) {
+    let own = std::fs::read_to_string("/proc/self/oom_score_adj").unwrap_or_default();
+    if own.trim().parse::<i32>().is_ok_and(|score| score < 0) {
+        // A child that has ended already needs nothing.
+        let _ = std::fs::write(format!("/proc/{pid}/oom_score_adj"), "0");
+    }
+}
+
+/// Gives memory that was freed back to the kernel; the allocator would keep what a pass has used.
+pub fn trim_memory() {
+    // SAFETY: takes a count of bytes to keep and touches nothing but the allocator's own lists.
+    unsafe { libc::malloc_trim(0) };
+}
+
 pub fn signal(pidfd: BorrowedFd<'_>, signal: i32) -> io::Result<()> {
     // SAFETY: only descriptors and integers; a null siginfo asks for the default one.
     let returned = unsafe {
@@ -109,12 +126,15 @@ pub fn signal(pidfd: BorrowedFd<'_>, signal: i32) -> io::Result<()> {
 
 /// Waits until the process behind `pidfd` has ended; false when `timeout` passed first.
 pub fn wait_gone(pidfd: BorrowedFd<'_>, timeout: Duration) -> Result<bool> {
+    /// In between the daemon tells that it waits and does not hang.
+    const TURN: Duration = Duration::from_secs(1);
     let end = Instant::now() + timeout;
     loop {
         let left = end.saturating_duration_since(Instant::now());
         let mut fds = [PollFd::new(&pidfd, PollFlags::IN)];
-        let limit = Timespec::try_from(left).expect("a timeout fits");
+        let limit = Timespec::try_from(left.min(TURN)).expect("a timeout fits");
         match poll(&mut fds, Some(&limit)) {
+            Ok(0) if left > TURN => crate::daemon::progress(),
             Ok(0) => return Ok(false),
             Ok(_) => return Ok(true),
             Err(rustix::io::Errno::INTR) => {}

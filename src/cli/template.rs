@@ -1,0 +1,184 @@
+//! `template ls|build|gc`: the layers that templates stand for.
+
+use std::collections::BTreeMap;
+use std::io::IsTerminal;
+use std::path::Path;
+use std::time::Duration;
+
+use anyhow::{Result, anyhow, bail};
+use comfy_table::{Table, presets};
+use indicatif::{ProgressBar, ProgressStyle};
+use serde_json::{Value, json};
+
+use super::command::{Template, TemplateVerb};
+use super::{DONE, INVALID, Options, gc, output};
+use crate::desired::{Desired, Layer};
+use crate::execute::Host;
+use crate::template::{self, Base};
+use crate::{diagnostic, root, source, status};
+
+/// How long a layer is built in silence.
+const SILENCE: Duration = Duration::from_secs(1);
+const TICK: Duration = Duration::from_millis(100);
+
+pub fn template(options: &Options, asked: &Template) -> Result<i32> {
+    match &asked.verb {
+        TemplateVerb::Ls => ls(options),
+        TemplateVerb::Build { name } => build(options, name),
+        TemplateVerb::Gc => gc::layers(options),
+    }
+}
+
+/// One template as it is on this host.
+struct Seen {
+    name: String,
+    base: String,
+    /// With the bytes on disk of those that are built.
+    layers: Vec<(String, Option<u64>)>,
+    jails: Vec<String>,
+    /// Why it cannot be used.
+    error: Option<String>,
+}
+
+fn ls(options: &Options) -> Result<i32> {
+    let paths = options.paths();
+    let (desired, _) = source::load(&paths);
+    let input = source::parse(&paths, source::read(&paths));
+    let state = &desired.host.paths.state;
+    let mut seen: Vec<Seen> = Vec::new();
+    for (name, template) in &input.templates {
+        let layers = template::layers(&input.templates, name);
+        seen.push(Seen {
+            name: name.clone(),
+            base: base(&template.base),
+            error: layers.as_ref().err().map(|wrong| wrong.summary()),
+            layers: measured(state, &layers.unwrap_or_default())?,
+            jails: users(&desired, name),
+        });
+    }
+    for (name, error) in &input.broken_templates {
+        let (base, error) = ("-".to_owned(), Some(error.clone()));
+        seen.push(Seen { name: name.clone(), base, layers: Vec::new(), jails: users(&desired, name), error });
+    }
+    seen.sort_by(|a, b| a.name.cmp(&b.name));
+    if options.json {
+        output::json_text(&output::envelope("templates", seen.iter().map(item).collect()));
+    } else {
+        output::text(&table(&seen));
+    }
+    Ok(DONE)
+}
+
+fn base(base: &Base) -> String {
+    match base {
+        Base::Host => "host".to_owned(),
+        Base::Directory { path, .. } => format!("directory {}", path.display()),
+        Base::Tar { path, .. } => format!("tar {}", path.display()),
+        Base::Template(name) => format!("template {name}"),
+    }
+}
+
+fn measured(state: &Path, layers: &[Layer]) -> Result<Vec<(String, Option<u64>)>> {
+    let measure = |layer: &Layer| {
+        let built = root::layers::path(state, &layer.id).is_dir();
+        let bytes = built.then(|| root::layers::disk_bytes(state, &layer.id)).transpose()?;
+        Ok((layer.id.clone(), bytes))
+    };
+    layers.iter().map(measure).collect()
+}
+
+fn users(desired: &Desired, template: &str) -> Vec<String> {
+    let uses = desired.jails.iter().filter(|(_, wanted)| wanted.jail.template.as_deref() == Some(template));
+    uses.map(|(name, _)| name.to_string()).collect()
+}
+
+fn item(seen: &Seen) -> Value {
+    let layer =
+        |(id, bytes): &(String, Option<u64>)| json!({ "id": id, "built": bytes.is_some(), "size": bytes });
+    let layers: Vec<Value> = seen.layers.iter().map(layer).collect();
+    json!({ "name": seen.name, "base": seen.base, "layers": layers, "jails": seen.jails, "error": seen.error })
+}
+
+fn table(all: &[Seen]) -> String {
+    let mut table = Table::new();
+    table.load_style(presets::NOTHING);
+    table.set_header(["NAME", "BASE", "LAYERS", "SIZE", "JAILS"]);
+    for seen in all {
+        let built: Vec<u64> = seen.layers.iter().filter_map(|(_, bytes)| *bytes).collect();
+        let layers = match &seen.error {
+            Some(_) => "config-error".to_owned(),
+            None => format!("{}/{} built", built.len(), seen.layers.len()),
+        };
+        let size = if built.is_empty() { "-".to_owned() } else { status::size(built.iter().sum()) };
+        let jails = if seen.jails.is_empty() { "-".to_owned() } else { seen.jails.join(",") };
+        table.add_row([seen.name.clone(), seen.base.clone(), layers, size, jails]);
+    }
+    output::plain(&mut table)
+}
+
+fn build(options: &Options, name: &str) -> Result<i32> {
+    let paths = options.paths();
+    let (desired, found) = source::load(&paths);
+    let input = source::parse(&paths, source::read(&paths));
+    if let Some(error) = input.broken_templates.get(name) {
+        let wrong: Vec<_> = found.into_iter().filter(|wrong| is_below(&wrong.file, name)).collect();
+        output::diagnostics(options, &wrong);
+        if wrong.is_empty() {
+            bail!("template {name}: {error}");
+        }
+        return Ok(INVALID);
+    }
+    if !input.templates.contains_key(name) {
+        let hint = diagnostic::did_you_mean(name, input.templates.keys().map(String::as_str));
+        bail!("no template is named `{name}`{}", hint.map(|hint| format!(" ({hint})")).unwrap_or_default());
+    }
+    let layers = template::layers(&input.templates, name).map_err(|wrong| anyhow!(wrong.summary()))?;
+    let host = Host::open(desired.host)?;
+    let state = &host.journal.paths.state;
+    let mut items = Vec::new();
+    // From the bottom up, as they lie on one another.
+    for layer in layers.iter().rev() {
+        let new = !root::layers::path(state, &layer.id).is_dir();
+        if new {
+            build_one(options, state, name, layer)?;
+        }
+        items
+            .push(json!({ "id": layer.id, "new": new, "size": root::layers::disk_bytes(state, &layer.id)? }));
+    }
+    if options.json {
+        output::json_text(&output::envelope("layers", items.into()));
+    } else {
+        let new = items.iter().filter(|item| item["new"] == true).count();
+        output::text(&format!("{name}: {} layers, {new} built now", items.len()));
+    }
+    Ok(DONE)
+}
+
+fn is_below(file: &Path, template: &str) -> bool {
+    file.components().any(|part| part.as_os_str() == template)
+}
+
+/// Whoever looks on sees that it goes on, once it takes longer than a blink.
+fn build_one(options: &Options, state: &Path, name: &str, layer: &Layer) -> Result<()> {
+    if options.json || !std::io::stderr().is_terminal() {
+        return root::layers::ensure(state, layer, &|_| ()).map(drop);
+    }
+    let bar = ProgressBar::new_spinner();
+    bar.set_style(ProgressStyle::with_template("{spinner} {prefix}: {wide_msg} {elapsed}")?);
+    bar.set_prefix(name.to_owned());
+    let begun = std::time::Instant::now();
+    let built = root::layers::ensure(state, layer, &|line| {
+        if begun.elapsed() > SILENCE {
+            bar.enable_steady_tick(TICK);
+        }
+        bar.set_message(line.to_owned());
+    });
+    bar.finish_and_clear();
+    built.map(drop)
+}
+
+/// All layers that the templates stand for now, whether built or not.
+pub fn all_layers(templates: &BTreeMap<String, template::Template>) -> impl Iterator<Item = String> + '_ {
+    let of = |name: &String| template::layers(templates, name).unwrap_or_default();
+    templates.keys().flat_map(of).map(|layer| layer.id)
+}

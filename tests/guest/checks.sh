@@ -54,7 +54,7 @@ next_boot() {
     rm /guest/running
     sync
     systemctl reboot
-    sleep infinity
+    exit 0
 }
 
 # define NAME: a jail's file from standard input, put in place by rename.

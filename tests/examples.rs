@@ -39,7 +39,8 @@ fn lay(from: &Path, to: &Path) {
     } else {
         fs::copy(from, to).expect("there is room for a small file");
     }
-    let mode = if from.is_dir() { 0o755 } else { fs::metadata(from).expect("it is there").permissions().mode() };
+    let mode =
+        if from.is_dir() { 0o755 } else { fs::metadata(from).expect("it is there").permissions().mode() };
     fs::set_permissions(to, fs::Permissions::from_mode(mode & !0o022)).expect("the tester owns it");
 }
 
@@ -108,7 +109,9 @@ fn the_page_has_every_verb_and_option() {
     let command = cli::Options::command();
     for verb in verbs(&command) {
         let name = verb.get_name();
-        let item = page.lines().any(|line| line == format!(".It Cm {name}") || line.starts_with(&format!(".It Cm {name} ")));
+        let item = page
+            .lines()
+            .any(|line| line == format!(".It Cm {name}") || line.starts_with(&format!(".It Cm {name} ")));
         assert!(item, "stockade(8) has no item for {name}");
         for inner in verb.get_subcommands() {
             let item = format!(".It Cm {name} {}", inner.get_name());
@@ -127,7 +130,8 @@ fn the_page_has_every_verb_and_option() {
 fn the_pages_are_clean_to_mandoc() {
     let must = std::env::var_os("STOCKADE_TEST_MUST_RUN").is_some();
     for page in ["man/stockade.8", "man/stockade.toml.5"] {
-        let lint = Command::new("mandoc").args(["-T", "lint", "-W", "warning", page]).current_dir(top()).output();
+        let lint =
+            Command::new("mandoc").args(["-T", "lint", "-W", "warning", page]).current_dir(top()).output();
         match lint {
             Ok(output) => {
                 let said = String::from_utf8_lossy(&output.stdout);

@@ -33,6 +33,10 @@ pub fn stop(host: &Host, mut record: Record) -> Result<()> {
         }
         host.journal.write_record(&record)?;
         act(host, *phase, &jail, &record)?;
+        if *phase == Phase::Remove && ran {
+            // Its keeper saw it end, but it was made to: no restart policy is to judge that.
+            crate::journal::remove(&crate::keeper::exit_record(&host.journal.paths.run, &record.name))?;
+        }
     }
     Ok(())
 }

@@ -43,6 +43,8 @@ pub struct LiveJail {
     pub exit: Option<Exit>,
     /// Has files of its own below the state directory.
     pub has_data: bool,
+    /// Why its record cannot be read: it is left alone until a person has looked.
+    pub unreadable: Option<String>,
 }
 
 /// A jail as it is seen from outside. Produced by `probe`, consumed by `plan` and `status`.
@@ -144,10 +146,23 @@ pub struct Record {
     pub init: Option<Process>,
     /// First host id of the jail's range.
     pub first_id: u32,
+    /// The v2 cgroup that the starter makes everything below: a daemon's is its unit, a shell's
+    /// the top, and each must find what the other has started.
+    #[serde(default)]
+    pub cgroup_base: String,
     /// Milliseconds since the epoch.
     pub started_ms: u64,
-    /// Phases whose hook has run, so that none runs twice.
+    /// Phases whose hook has run, or would have if it had lines, so that none runs twice and each
+    /// is answered by its counterpart; and [`Phase::Terminate`], see [`Record::was_asked`].
     pub hooks_done: BTreeSet<Phase>,
+}
+
+impl Record {
+    /// It was running when stockade stopped it: however it then ended says nothing to the restart
+    /// policy.
+    pub fn was_asked(&self) -> bool {
+        self.hooks_done.contains(&Phase::Terminate)
+    }
 }
 
 /// A rendered file as it was written: `digest` of contents, mode and owner, and what lstat(2)

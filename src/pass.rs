@@ -1,7 +1,7 @@
 //! The whole program in one function: read, resolve, look, plan, and unless only asked for the
 //! plan, act. `apply` calls it once, the daemon once per wake-up.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use anyhow::Result;
 
@@ -11,7 +11,7 @@ use crate::execute::{self, Host, Outcome, Progress};
 use crate::jail::JailName;
 use crate::journal::lock;
 use crate::live::Live;
-use crate::plan::{self, Plan};
+use crate::plan::{self, Action, ActionKind, Plan};
 use crate::{probe, source};
 
 /// What a caller asks of one pass.
@@ -36,42 +36,53 @@ pub struct Passed {
     pub plan: Plan,
     /// Jails that failed or were skipped, with the reason.
     pub failures: BTreeMap<JailName, Outcome>,
+    /// The plan was carried out.
+    pub applied: bool,
 }
 
 pub fn pass(paths: &Paths, options: &PassOptions<'_>) -> Result<Passed> {
+    let chosen = plan::Options { only: options.only.clone(), no_restart: options.no_restart };
+    carry_out(paths, options, &|desired, live| plan::plan(desired, live, &chosen))
+}
+
+/// Stops every jail in order, whatever is wanted of it, and holds none down.
+pub fn all_down(paths: &Paths, options: &PassOptions<'_>) -> Result<Passed> {
+    carry_out(paths, options, &plan::all_down)
+}
+
+fn carry_out(
+    paths: &Paths,
+    options: &PassOptions<'_>,
+    planner: &dyn Fn(&Desired, &Live) -> Plan,
+) -> Result<Passed> {
     let (desired, diagnostics) = source::load(paths);
     let host = Host::open(desired.host.clone())?;
     let _lock = if options.apply { Some(lock::all(&host.journal.paths, options.waiting)?) } else { None };
     let mut live = probe::probe(&host.journal, &host.config, &host.hierarchies)?;
     execute::account(&host.journal, &desired, &mut live, options.apply)?;
-    let chosen = plan::Options { only: options.only.clone(), no_restart: options.no_restart };
-    let plan = plan::plan(&desired, &live, &chosen);
+    let plan = planner(&desired, &live);
     let mut failures = BTreeMap::new();
     if options.apply {
         (options.planned)(&plan);
         failures = execute::execute(&host, &desired, &plan, options.progress);
     }
-    Ok(Passed { diagnostics, desired, live, plan, failures })
+    Ok(Passed { diagnostics, desired, live, plan, failures, applied: options.apply })
 }
 
 impl Passed {
-    fn done(&self, wanted: impl Fn(&crate::plan::Action) -> bool) -> usize {
-        let well = |name: &JailName| !self.failures.contains_key(name);
-        self.plan.actions.iter().filter(|action| well(&action.name) && wanted(action)).count()
-    }
-
-    /// Jails that this pass brought up which were not up before.
-    pub fn started(&self) -> usize {
-        self.done(|action| action.has_start() && !self.was_up(&action.name))
-    }
-
-    /// Jails that this pass took down for good.
-    pub fn stopped(&self) -> usize {
-        self.done(|action| !action.has_start() && self.was_up(&action.name))
-    }
-
-    fn was_up(&self, name: &JailName) -> bool {
-        use crate::live::JailState::{Frozen, Up};
-        self.live.jails.get(name).is_some_and(|jail| matches!(jail.state, Up | Frozen))
+    /// How many jails are up now.
+    pub fn up(&self) -> usize {
+        let was = |name: &&JailName| self.live.jails.get(*name).is_some_and(|jail| plan::runs(&jail.state));
+        let mut up: BTreeSet<&JailName> = self.live.jails.keys().filter(was).collect();
+        let changes_it = |action: &&Action| self.applied && action.kind != ActionKind::Update;
+        for action in self.plan.actions.iter().filter(changes_it) {
+            // Of one that failed nothing is left.
+            if action.has_start() && !self.failures.contains_key(&action.name) {
+                up.insert(&action.name);
+            } else {
+                up.remove(&action.name);
+            }
+        }
+        up.len()
     }
 }

@@ -7,10 +7,10 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use crate::desired::Desired;
+use crate::desired::{Desired, DesiredJail};
 use crate::jail::JailName;
 use crate::keys::Cost;
-use crate::live::Live;
+use crate::live::{JailState, Live, Record};
 
 mod compare;
 mod depend;
@@ -22,7 +22,7 @@ mod properties;
 mod text;
 
 pub use effect::{Half, simulate};
-pub use judge::{applies, unenforceable};
+pub use judge::{applies, runs, unenforceable};
 
 /// What the caller narrows the plan to.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -145,6 +145,21 @@ impl Action {
     pub(crate) fn starts(&self) -> bool {
         self.has_start() && self.kind != ActionKind::Update
     }
+}
+
+/// Whether the definition differs from what the record was started with.
+pub fn changed(record: &Record, wanted: &DesiredJail) -> bool {
+    !compare::changes(record, wanted).is_empty()
+}
+
+/// Every jail that runs is stopped, in order, whatever its definition says and with nothing held:
+/// for the host's shutdown.
+pub fn all_down(desired: &Desired, live: &Live) -> Plan {
+    let stops = live.jails.iter().filter(|(_, seen)| seen.state != JailState::Down);
+    let mut plan =
+        Plan { actions: stops.map(|(name, seen)| judge::stop(name, seen)).collect(), ..Plan::default() };
+    order::connect(&mut plan.actions, desired, live);
+    plan
 }
 
 /// Compares what is desired with what is.

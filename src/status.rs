@@ -117,6 +117,9 @@ fn last_exit(seen: &LiveJail) -> Option<&Exit> {
 fn state(name: &JailName, seen: &LiveJail, desired: &Desired, live: &Live) -> (State, Option<String>) {
     let fault = fault(name, desired, live);
     let stopping = seen.record.as_ref().is_some_and(|record| record.stopping);
+    if let Some(reason) = &seen.unreadable {
+        return (State::Failed, Some(reason.clone()));
+    }
     match &seen.state {
         // What runs is shown as running: a broken file has changed nothing about it.
         JailState::Up => (State::Running, fault),

@@ -27,8 +27,11 @@ pub enum Phase {
     Created,
     /// `exec.start` and the main process, inside.
     Start,
-    /// `exec.poststart`, on the host; then the jail is up.
+    /// `exec.poststart`, on the host.
     Poststart,
+    /// The keeper was told to keep it: the jail is on its own. The one phase that is written down
+    /// after it was done, since what was cut off before it must not pass for a jail that ran.
+    Up,
     /// `exec.prestop`, on the host.
     Prestop,
     /// `exec.stop`, inside.
@@ -54,6 +57,7 @@ pub const START: &[Phase] = &[
     Phase::Created,
     Phase::Start,
     Phase::Poststart,
+    Phase::Up,
 ];
 
 pub const STOP: &[Phase] =
@@ -99,6 +103,7 @@ impl fmt::Display for Phase {
             Phase::Created => "created",
             Phase::Start => "start",
             Phase::Poststart => "poststart",
+            Phase::Up => "up",
             Phase::Prestop => "prestop",
             Phase::Stop => "stop",
             Phase::Terminate => "terminate",

@@ -66,7 +66,7 @@ pub enum Command {
     /// Start jails, also ones that were stopped by hand
     Start(Many),
     /// Stop jails until they are started by hand
-    Stop(Many),
+    Stop(Stop),
     /// Stop and start jails
     Restart(Many),
     /// Send a signal to a jail's main process
@@ -140,6 +140,18 @@ pub struct Named {
 pub struct Many {
     #[arg(required = true)]
     pub names: Vec<String>,
+}
+
+#[derive(Debug, Args)]
+pub struct Stop {
+    #[arg(required_unless_present = "all", conflicts_with = "all")]
+    pub names: Vec<String>,
+    /// Every jail, in order
+    #[arg(long)]
+    pub all: bool,
+    /// Until the next apply, or the daemon, starts them again: at the host's shutdown
+    #[arg(long, requires = "all")]
+    pub for_now: bool,
 }
 
 #[derive(Debug, Args)]

@@ -6,13 +6,13 @@ use anyhow::{Context, Result, anyhow, bail};
 use serde_json::{Value, json};
 
 use super::{DONE, FAILED, Options, exec, output};
-use crate::desired::Desired;
+use crate::desired::{Desired, Paths};
 use crate::diagnostic;
 use crate::execute::{self, Host};
 use crate::jail::JailName;
 use crate::journal::lock;
 use crate::live::{JailState, Live, Restarts};
-use crate::pass::{self, PassOptions};
+use crate::pass::{self, PassOptions, Passed};
 use crate::status::{self, Row, Usage};
 use crate::sys::process;
 use crate::{keys, probe, source};
@@ -221,6 +221,19 @@ pub fn stop(options: &Options, names: &[String]) -> Result<i32> {
     reconcile(options, names, false)
 }
 
+/// Every jail there is, as [`stop`] does it.
+pub fn stop_all(options: &Options) -> Result<i32> {
+    let view = view(options)?;
+    let names: Vec<String> = view.rows.iter().map(|row| row.name.to_string()).collect();
+    drop(view);
+    stop(options, &names)
+}
+
+/// Every jail that runs, held by nothing: for the host's shutdown.
+pub fn all_down(options: &Options) -> Result<i32> {
+    carry_out(options, Vec::new(), false, &pass::all_down)
+}
+
 fn defined(options: &Options, name: &JailName) -> bool {
     let (desired, _) = source::load(&options.paths());
     desired.jails.contains_key(name) || desired.broken.contains_key(name)
@@ -269,6 +282,15 @@ fn parse(names: &[String]) -> Result<Vec<JailName>> {
 
 /// With `up`, the jails have to run afterwards, and a reason why one does not is a failure.
 fn reconcile(options: &Options, only: Vec<JailName>, up: bool) -> Result<i32> {
+    carry_out(options, only, up, &pass::pass)
+}
+
+fn carry_out(
+    options: &Options,
+    only: Vec<JailName>,
+    up: bool,
+    pass: &dyn Fn(&Paths, &PassOptions<'_>) -> Result<Passed>,
+) -> Result<i32> {
     let quiet = options.json;
     let progress = |name: &JailName, what: &str| {
         if !quiet {
@@ -285,7 +307,7 @@ fn reconcile(options: &Options, only: Vec<JailName>, up: bool) -> Result<i32> {
         waiting: &waiting,
         planned: &unseen,
     };
-    let passed = pass::pass(&options.paths(), &asked)?;
+    let passed = pass(&options.paths(), &asked)?;
     for (name, reason) in &passed.plan.refused {
         eprintln!("stockade: {name}: {reason}");
     }

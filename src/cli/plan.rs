@@ -10,7 +10,6 @@ use serde_json::json;
 use super::{CHANGES, DONE, FAILED, INVALID, Options, output};
 use crate::execute::{self, Outcome};
 use crate::jail::JailName;
-use crate::live::JailState;
 use crate::pass::{self, PassOptions, Passed};
 use crate::{daemon, diagnostic, source};
 
@@ -56,7 +55,9 @@ pub fn apply(options: &Options, only: &[String], no_restart: bool) -> Result<i32
     if diagnostic::has_errors(&passed.diagnostics) {
         return Ok(INVALID);
     }
-    Ok(if passed.failures.is_empty() { DONE } else { FAILED })
+    // Refused without a diagnostic: the host cannot enforce what the definition asks for.
+    let done = passed.failures.is_empty() && passed.plan.refused.is_empty();
+    Ok(if done { DONE } else { FAILED })
 }
 
 fn with_failures(passed: &Passed) -> serde_json::Value {
@@ -157,12 +158,10 @@ fn one_pass(paths: &crate::desired::Paths, stop: &AtomicBool) -> Result<daemon::
         planned: &unseen,
     };
     let passed = pass::pass(paths, &asked)?;
-    let up = |state: &JailState| matches!(state, JailState::Up | JailState::Frozen);
-    let before = passed.live.jails.values().filter(|jail| up(&jail.state)).count();
     Ok(daemon::PassReport {
         diagnostics: passed.diagnostics.iter().map(crate::diagnostic::Diagnostic::summary).collect(),
         failures: reasons(&passed.failures).map(|(name, reason)| (name.clone(), reason)).collect(),
-        up: before + passed.started() - passed.stopped(),
+        up: passed.up(),
         wake_ms: passed.plan.wake_ms,
     })
 }

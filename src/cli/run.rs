@@ -92,6 +92,7 @@ fn in_jail(host: &Host, wanted: &DesiredJail, first_id: u32, asked: &Run) -> Res
     let spec = Spec {
         instance: execute::instance(&jail.name),
         paths: host.journal.paths.clone(),
+        cgroup_base: host.hierarchies.base().to_owned(),
         cgroup_parent: parent.clone(),
         first_id,
         root: RootSpec::Overlay {

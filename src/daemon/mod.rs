@@ -233,6 +233,7 @@ impl Loop {
         let wake = outcome.as_ref().ok().and_then(|report| report.wake_ms).map(from_now);
         self.timers.after_pass(now, failed, wake);
         self.say(&outcome, now);
+        crate::sys::process::trim_memory();
         status_line(&outcome)
     }
 

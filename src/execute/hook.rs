@@ -60,9 +60,11 @@ fn run_line(phase: Phase, line: &str, facts: &Facts<'_>) -> Result<()> {
     std::os::unix::process::CommandExt::process_group(&mut command, 0);
     let what = || format!("exec.{phase} `{line}`");
     let mut child = command.spawn().with_context(what)?;
+    crate::sys::process::be_ordinary_to_oom(child.id());
     match wait(&mut child, Duration::from_millis(facts.jail.exec.timeout)).with_context(what)? {
         Some(status) if status.success() => Ok(()),
         Some(status) => bail!("{}: {status}", what()),
+        None if super::interrupted() => bail!("{}: interrupted", what()),
         None => bail!("{}: not done after {} ms", what(), facts.jail.exec.timeout),
     }
 }
@@ -80,6 +82,7 @@ pub fn wait(child: &mut Child, limit: Duration) -> Result<Option<std::process::E
             child.wait().context("wait")?;
             return Ok(None);
         }
+        crate::daemon::progress();
         std::thread::sleep(pause);
         pause = (pause * 2).min(LOOK);
     }

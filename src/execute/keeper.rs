@@ -1,6 +1,6 @@
 //! The starter's side of the talk with a keeper.
 
-use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::process::CommandExt;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
@@ -16,8 +16,8 @@ const ANSWER_LIMIT: Duration = Duration::from_secs(3600);
 /// How often an interrupt is looked for while a keeper works.
 const LOOK_MS: i64 = 100;
 
-/// Starts a keeper and hands it its specification.
-pub fn spawn(program: &OwnedFd, spec: Spec) -> Result<OwnedFd> {
+/// Starts a keeper and hands it its specification, with the lock that it holds as long as it lives.
+pub fn spawn(program: &OwnedFd, spec: Spec, instance: OwnedFd) -> Result<OwnedFd> {
     let (ours, theirs) = socket::pair()?;
     let mut child = Command::new(format!("/proc/self/fd/{}", program.as_raw_fd()))
         .arg0(KEEPER_NAME)
@@ -30,7 +30,7 @@ pub fn spawn(program: &OwnedFd, spec: Spec) -> Result<OwnedFd> {
         .context("start the keeper")?;
     let hello = Hello { protocol: PROTOCOL, spec };
     let message = serde_json::to_vec(&hello).context("write the specification")?;
-    socket::send(std::os::fd::AsFd::as_fd(&ours), &message, &[])?;
+    socket::send(ours.as_fd(), &message, &[instance.as_fd()])?;
     // It leaves us at once: the keeper proper is not our child.
     child.wait().context("wait for the keeper to leave")?;
     Ok(ours)
@@ -40,6 +40,7 @@ pub fn spawn(program: &OwnedFd, spec: Spec) -> Result<OwnedFd> {
 pub fn answer(socket: BorrowedFd<'_>) -> Result<Answer> {
     let end = Instant::now() + ANSWER_LIMIT;
     while !socket::readable_within(socket, LOOK_MS)? {
+        crate::daemon::progress();
         if super::interrupted() {
             bail!("start: interrupted");
         }

@@ -16,12 +16,12 @@ use std::sync::{Mutex, PoisonError};
 
 use anyhow::{Context, Result, anyhow};
 
-use crate::desired::{Desired, HostConfig, IdPool};
+use crate::desired::{Desired, DesiredJail, HostConfig, IdPool};
 use crate::jail::{Jail, JailName};
 use crate::journal::{Journal, ids, lock};
 use crate::limits::Hierarchies;
 use crate::live::{JailState, Live, Record, Restarts};
-use crate::plan::{Action, ActionKind, Plan};
+use crate::plan::{self, Action, ActionKind, Plan};
 use crate::sys::mount;
 use crate::{network, root};
 
@@ -147,8 +147,8 @@ pub fn execute(
         let action = actions.get(name).ok_or_else(|| anyhow!("{name}: not in the plan"))?;
         let _lock = lock::jail(&host.journal.paths, name)?;
         run_half(host, desired, action, half)?;
-        if let Some(word) = word(action.kind, half) {
-            progress(name, word);
+        if let Some(text) = said(action, half) {
+            progress(name, &text);
         }
         Ok(())
     };
@@ -185,15 +185,25 @@ fn tasks<'a>(
     plan.actions.iter().filter_map(task).collect()
 }
 
-fn word(kind: ActionKind, half: Half) -> Option<&'static str> {
-    match (kind, half) {
-        (ActionKind::Create, Half::Start) => Some("started"),
-        (ActionKind::Update, Half::Start) => Some("updated"),
-        (ActionKind::Restart | ActionKind::Rebuild, Half::Start) => Some("restarted"),
-        (ActionKind::Stop, Half::Stop) => Some("stopped"),
-        (ActionKind::Remove, Half::Stop) => Some("removed (data kept)"),
-        _ => None,
-    }
+/// What was done and why, as the log has it: `updated: limits.memory`, `repaired: /etc/motd`,
+/// `restarted: state killed by signal 9`.
+fn said(action: &Action, half: Half) -> Option<String> {
+    let verb = match (action.kind, half) {
+        (ActionKind::Create, Half::Start) => "started",
+        (ActionKind::Update, Half::Start) if action.changes.is_empty() => "repaired",
+        (ActionKind::Update, Half::Start) => "updated",
+        (ActionKind::Restart | ActionKind::Rebuild, Half::Start) => "restarted",
+        (ActionKind::Stop, Half::Stop) => "stopped",
+        (ActionKind::Remove, Half::Stop) => "removed (data kept)",
+        _ => return None,
+    };
+    let whole = |key: &str| matches!(key, "state" | "keeper" | "record");
+    let changes = action.changes.iter().chain(&action.drift).map(|change| match &change.to {
+        Some(to) if whole(&change.key) => format!("{} {to}", change.key),
+        _ => change.key.clone(),
+    });
+    let why: Vec<String> = changes.chain(action.reason.clone()).collect();
+    Some(if why.is_empty() { verb.to_owned() } else { format!("{verb}: {}", why.join(", ")) })
 }
 
 fn run_half(host: &Host, desired: &Desired, action: &Action, half: Half) -> Result<()> {
@@ -203,10 +213,22 @@ fn run_half(host: &Host, desired: &Desired, action: &Action, half: Half) -> Resu
     }
     let wanted = desired.jails.get(name).ok_or_else(|| anyhow!("it is not defined"))?;
     if action.kind != ActionKind::Update {
+        forgive_if_changed(host, wanted)?;
         return start(host, wanted);
     }
     let record = start::record(host, name)?;
     update::update(host, wanted, action, record)
+}
+
+/// What became of another definition is not held against this one.
+fn forgive_if_changed(host: &Host, wanted: &DesiredJail) -> Result<()> {
+    let name = &wanted.jail.name;
+    match host.journal.record(name)? {
+        Some(record) if plan::changed(&record, wanted) => {
+            host.journal.write_restarts(name, &Restarts::default())
+        }
+        _ => Ok(()),
+    }
 }
 
 fn stop_half(host: &Host, action: &Action) -> Result<()> {
@@ -218,7 +240,10 @@ fn stop_half(host: &Host, action: &Action) -> Result<()> {
     }
     match action.kind {
         ActionKind::Rebuild => root::discard(&host.journal.paths.state, name),
-        ActionKind::Remove => host.journal.forget(name),
+        ActionKind::Remove => {
+            host.journal.write_restarts(name, &Restarts::default())?;
+            host.journal.forget(name)
+        }
         _ => Ok(()),
     }
 }

@@ -8,12 +8,13 @@ use anyhow::{Context, Result, anyhow, bail};
 use super::{Host, hook, keeper, stop};
 use crate::desired::DesiredJail;
 use crate::jail::{Jail, JailName, OnStop};
-use crate::journal::ids;
+use crate::journal::{ids, lock};
 use crate::keeper::{Answer, Word};
 use crate::limits::{Cgroup, Needs};
 use crate::live::{RECORD_SCHEMA, Record};
 use crate::spec::{RootSpec, Spec, Stdio, Writes};
 use crate::step::{Phase, START};
+use crate::sys::process;
 use crate::{network, root, security};
 
 /// What the phases hand on to each other.
@@ -23,6 +24,9 @@ pub struct Start<'a> {
     record: Record,
     root: Option<RootSpec>,
     keeper: Option<OwnedFd>,
+    /// Handed on to the keeper, see [`lock::instance`].
+    instance: Option<OwnedFd>,
+    has_cgroup: bool,
     /// The jail had no directory of its own before.
     fresh: bool,
 }
@@ -32,7 +36,8 @@ pub fn start(host: &Host, wanted: &DesiredJail) -> Result<()> {
     let name = &wanted.jail.name;
     let fresh = !host.journal.state_dir(name).exists();
     let record = new_record(host, wanted);
-    let mut start = Start { host, wanted, record, root: None, keeper: None, fresh };
+    let mut start =
+        Start { host, wanted, record, root: None, keeper: None, instance: None, has_cgroup: false, fresh };
     for (index, phase) in START.iter().enumerate() {
         if let Err(error) = start.begin(*phase) {
             let undone = start.undo(index);
@@ -61,6 +66,7 @@ fn new_record(host: &Host, wanted: &DesiredJail) -> Record {
         keeper: None,
         init: None,
         first_id: 0,
+        cgroup_base: host.hierarchies.base().to_owned(),
         started_ms: crate::journal::now_ms(),
         hooks_done: std::collections::BTreeSet::new(),
     }
@@ -82,13 +88,17 @@ impl Start<'_> {
         if super::interrupted() {
             bail!("start: interrupted");
         }
-        if phase.hook().is_some() && hook::lines(self.jail(), phase).is_empty() && phase != Phase::Poststart {
-            return Ok(());
+        crate::daemon::progress();
+        if phase == Phase::Up {
+            return self.keep();
         }
-        self.record.phase = phase;
         if phase.hook().is_some() {
             self.record.hooks_done.insert(phase);
+            if hook::lines(self.jail(), phase).is_empty() {
+                return Ok(());
+            }
         }
+        self.record.phase = phase;
         self.host.journal.write_record(&self.record)?;
         self.act(phase)
     }
@@ -101,10 +111,6 @@ impl Start<'_> {
             Phase::Cgroup => self.cgroup(),
             Phase::Create => self.create(),
             Phase::Start => self.go(),
-            Phase::Poststart => {
-                self.hook(phase)?;
-                self.keep()
-            }
             _ => self.hook(phase),
         }
     }
@@ -116,6 +122,7 @@ impl Start<'_> {
     fn claim(&mut self) -> Result<()> {
         let journal = &self.host.journal;
         let name = &self.wanted.jail.name;
+        self.instance = Some(lock::instance(&journal.paths, name)?);
         if !self.jail().security.userns {
             return crate::journal::make_directory(&journal.state_dir(name), 0o700);
         }
@@ -140,6 +147,10 @@ impl Start<'_> {
         let writes = if wanted.jail.root.storage == "tmpfs" {
             Writes::Discarded { bytes: super::half_of_memory()? }
         } else {
+            if wanted.jail.root.on_stop == OnStop::Discard {
+                // A stop that was cut off, or a crash of the machine, may have left the last run's.
+                root::discard(&paths.state, &wanted.jail.name)?;
+            }
             let own = root::prepare(&paths.state, &wanted.jail.name, self.record.first_id)?;
             Writes::Kept { upper: own.upper, work: own.work }
         };
@@ -155,11 +166,12 @@ impl Start<'_> {
     }
 
     fn cgroup(&mut self) -> Result<()> {
-        let jail = self.jail();
+        let jail = &self.wanted.jail;
         let parent = &self.host.config.cgroup;
         let needs = Needs::of(jail);
         let cgroup =
             Cgroup::create(&self.host.hierarchies, parent, jail.name.as_str(), &jail.limits, &needs)?;
+        self.has_cgroup = true;
         if jail.exec.boot.is_some() && jail.security.userns {
             cgroup.delegate(self.record.first_id)?;
         }
@@ -168,7 +180,8 @@ impl Start<'_> {
 
     fn create(&mut self) -> Result<()> {
         let spec = self.spec()?;
-        let socket = keeper::spawn(&self.host.program, spec)?;
+        let instance = self.instance.take().ok_or_else(|| anyhow!("the jail is not claimed"))?;
+        let socket = keeper::spawn(&self.host.program, spec, instance)?;
         match keeper::answer(socket.as_fd())? {
             Answer::Created { keeper, init, .. } => {
                 self.record.keeper = Some(keeper);
@@ -195,7 +208,8 @@ impl Start<'_> {
 
     fn go(&mut self) -> Result<()> {
         let socket = self.keeper.as_ref().ok_or_else(|| anyhow!("the jail has no keeper"))?;
-        keeper::tell(socket.as_fd(), Word::Go)?;
+        // A keeper that has ended by now has left its reason, or its answer is missing.
+        let _ = keeper::tell(socket.as_fd(), Word::Go);
         match keeper::answer(socket.as_fd())? {
             Answer::Up => Ok(()),
             Answer::Failed { reason, .. } => bail!("{reason}"),
@@ -207,7 +221,8 @@ impl Start<'_> {
         let socket = self.keeper.take().ok_or_else(|| anyhow!("the jail has no keeper"))?;
         // A jail whose program has ended already is up and then down: the exit record tells.
         let _ = keeper::tell(socket.as_fd(), Word::Keep);
-        Ok(())
+        self.record.phase = Phase::Up;
+        self.host.journal.write_record(&self.record)
     }
 
     fn spec(&mut self) -> Result<Spec> {
@@ -217,6 +232,7 @@ impl Start<'_> {
         Ok(Spec {
             instance: self.record.instance.clone(),
             paths: self.host.journal.paths.clone(),
+            cgroup_base: self.record.cgroup_base.clone(),
             cgroup_parent: self.host.config.cgroup.clone(),
             first_id: self.record.first_id,
             root: self.root.take().ok_or_else(|| anyhow!("the jail has no root"))?,
@@ -233,6 +249,8 @@ impl Start<'_> {
         for phase in START[..=failed].iter().rev() {
             let undone = match phase {
                 Phase::Create => self.undo_create(),
+                // A cgroup that was refused because of what runs in it is not ours to empty.
+                Phase::Cgroup if !self.has_cgroup => Ok(()),
                 Phase::Cgroup => stop::remove_cgroup(self.host, &self.wanted.jail.name),
                 Phase::Claim => self.undo_claim(),
                 _ => self.undo_hook(*phase),
@@ -245,13 +263,27 @@ impl Start<'_> {
     /// The keeper kills the jail when its starter's socket closes, and ends.
     fn undo_create(&mut self) -> Result<()> {
         drop(self.keeper.take());
-        let Some(keeper) = self.record.keeper else { return Ok(()) };
-        stop::wait_keeper(keeper)
+        if let Some(init) = self.record.init.and_then(process::open) {
+            // A jail that is kept already does not end with that. Gone by now is as good.
+            let _ = process::signal(init.as_fd(), libc::SIGKILL);
+        }
+        if let Some(keeper) = self.record.keeper {
+            stop::wait_keeper(keeper)?;
+        }
+        // Also when it has not told its name yet. Ours goes first: it would be in the way.
+        drop(self.instance.take());
+        self.instance = Some(lock::instance(&self.host.journal.paths, &self.wanted.jail.name)?);
+        Ok(())
     }
 
     fn undo_hook(&mut self, phase: Phase) -> Result<()> {
         match phase.undo() {
-            Some(undo) if undo.hook().is_some() && self.record.hooks_done.contains(&phase) => self.hook(undo),
+            Some(undo) if undo.hook().is_some() && self.record.hooks_done.contains(&phase) => {
+                self.record.hooks_done.insert(undo);
+                // On a full disk a hook that may run twice is better than one that does not run.
+                let _ = self.host.journal.write_record(&self.record);
+                self.hook(undo)
+            }
             _ => Ok(()),
         }
     }

@@ -7,6 +7,7 @@ use anyhow::{Context, Result, bail};
 
 use super::{Host, hook};
 use crate::jail::{Jail, JailName, OnStop};
+use crate::journal::lock;
 use crate::limits::Cgroup;
 use crate::live::{Process, Record};
 use crate::step::{Phase, STOP};
@@ -21,22 +22,22 @@ const KILL_LIMIT: Duration = Duration::from_secs(30);
 /// left but its data and its record.
 pub fn stop(host: &Host, mut record: Record) -> Result<()> {
     let jail = Jail::from_settings(&record.name, &record.settings).map_err(anyhow::Error::msg)?;
-    let ran = record.init.is_some_and(process::alive);
+    // A start that was cut off is only cleared away, as its own undo would have done.
+    let came_up = (Phase::Up..=Phase::Terminate).contains(&record.phase);
+    let ran = came_up && record.init.is_some_and(process::alive);
     for phase in STOP {
         if skip(*phase, &record, &jail, ran) {
             continue;
         }
+        let again = record.hooks_done.contains(phase);
         record.phase = *phase;
         record.stopping = true;
-        if phase.hook().is_some() {
+        if phase.hook().is_some() || *phase == Phase::Terminate {
             record.hooks_done.insert(*phase);
         }
+        crate::daemon::progress();
         host.journal.write_record(&record)?;
-        act(host, *phase, &jail, &record)?;
-        if *phase == Phase::Remove && ran {
-            // Its keeper saw it end, but it was made to: no restart policy is to judge that.
-            crate::journal::remove(&crate::keeper::exit_record(&host.journal.paths.run, &record.name))?;
-        }
+        act(host, *phase, &jail, &record, again)?;
     }
     Ok(())
 }
@@ -49,19 +50,21 @@ fn skip(phase: Phase, record: &Record, jail: &Jail, ran: bool) -> bool {
     match phase {
         Phase::Prestop | Phase::Stop => done || !ran || empty,
         Phase::Terminate => !ran,
-        Phase::Poststop => done || empty,
+        Phase::Poststop => done || empty || !record.hooks_done.contains(&Phase::Prestart),
         _ => false,
     }
 }
 
-fn act(host: &Host, phase: Phase, jail: &Jail, record: &Record) -> Result<()> {
+fn act(host: &Host, phase: Phase, jail: &Jail, record: &Record, again: bool) -> Result<()> {
     match phase {
         Phase::Prestop | Phase::Poststop => hook::run(phase, &super::facts(jail, record)),
         Phase::Stop => super::inside::run_lines(host, jail, record),
         Phase::Terminate => terminate(host, jail, record),
         Phase::Remove => remove(host, jail, record),
         Phase::Release => {
-            hook::run(phase, &super::facts(jail, record))?;
+            if record.hooks_done.contains(&Phase::Prepare) && !again {
+                hook::run(phase, &super::facts(jail, record))?;
+            }
             if jail.root.on_stop == OnStop::Discard {
                 crate::root::discard(&host.journal.paths.state, &jail.name)?;
             }
@@ -120,6 +123,9 @@ fn remove(host: &Host, jail: &Jail, record: &Record) -> Result<()> {
     if let Some(keeper) = record.keeper {
         wait_keeper(keeper)?;
     }
+    // A start that was cut off may have left a keeper that no record names, and that still clears
+    // up after itself.
+    drop(lock::instance(&host.journal.paths, &jail.name)?);
     remove_cgroup(host, &jail.name)
 }
 
@@ -133,8 +139,15 @@ pub fn wait_keeper(keeper: Process) -> Result<()> {
     Ok(())
 }
 
+/// A jail's cgroup, wherever its starter has made it.
 pub fn cgroup(host: &Host, name: &JailName) -> Result<Cgroup> {
-    Cgroup::open(&host.hierarchies, &host.config.cgroup, name.as_str())
+    let mut hierarchies = host.hierarchies.clone();
+    if hierarchies.two()
+        && let Some(record) = host.journal.record(name)?
+    {
+        hierarchies = hierarchies.at(&record.cgroup_base)?;
+    }
+    Cgroup::open(&hierarchies, &host.config.cgroup, name.as_str())
 }
 
 /// Empties and removes a jail's cgroup; one that is gone is as good.

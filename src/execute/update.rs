@@ -23,6 +23,9 @@ pub fn update(host: &Host, wanted: &DesiredJail, action: &Action, mut record: Re
     if has("limits.") {
         limits(host, &before, &after)?;
     }
+    if has("network.bridge") {
+        rejoin(host, &before)?;
+    }
     if has("network.address") {
         addresses(host, &after, &record)?;
     }
@@ -37,8 +40,9 @@ pub fn update(host: &Host, wanted: &DesiredJail, action: &Action, mut record: Re
         .filter(|file| keys.iter().any(|key| *key == file.target.to_string_lossy()))
         .collect();
     write_files(&files, &keys, &mut record)?;
-    host.journal.write_record(&record)?;
-    files.iter().try_for_each(|file| follow(host, &after, &record, file))
+    // Before the record: what was cut off, or failed, is found and done again.
+    files.iter().try_for_each(|file| follow(host, &after, &record, file))?;
+    host.journal.write_record(&record)
 }
 
 /// The settings in force with just these keys as they are wanted.
@@ -60,6 +64,13 @@ fn limits(host: &Host, before: &Jail, after: &Jail) -> Result<()> {
     }
     let lines: Vec<String> = pending.iter().map(ToString::to_string).collect();
     bail!("{}", lines.join("; "))
+}
+
+/// The bridge may have gone with all its ports.
+fn rejoin(host: &Host, jail: &Jail) -> Result<()> {
+    let Some(link) = network::spec(jail, &host.config) else { return Ok(()) };
+    host.ensure_bridge(&link.bridge)?;
+    network::rejoin(&link)
 }
 
 fn addresses(host: &Host, after: &Jail, record: &Record) -> Result<()> {

@@ -2,11 +2,14 @@
 
 use std::fs::File;
 use std::io::{Read, Seek, Write};
+use std::os::fd::OwnedFd;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use rustix::fs::FlockOperation;
+use rustix::io::Errno;
 
 use crate::desired::Paths;
 use crate::jail::JailName;
@@ -24,6 +27,27 @@ pub fn jail(paths: &Paths, name: &JailName) -> Result<Lock> {
     wait(&paths.run.join("locks").join(name.as_str()), &|_| ())
 }
 
+/// How long a start or stop waits for the last instance to be gone, keeper and all.
+const INSTANCE_LIMIT: Duration = Duration::from_secs(30);
+/// Between two looks at a lock that another holds.
+const LOOK: Duration = Duration::from_millis(20);
+
+/// Held by the keeper of a jail, and by whoever is about to start one: there are never two
+/// instances of a jail, whatever the records say.
+pub fn instance(paths: &Paths, name: &JailName) -> Result<OwnedFd> {
+    let path = paths.run.join("locks").join(format!("{name}.up"));
+    let file = open(&path)?;
+    let end = Instant::now() + INSTANCE_LIMIT;
+    while !try_lock(&file, &path)? {
+        if Instant::now() > end {
+            bail!("lock {}: an earlier run of the jail has not ended", path.display());
+        }
+        crate::daemon::progress();
+        std::thread::sleep(LOOK);
+    }
+    Ok(file.into())
+}
+
 /// The lock of all changes by plan: two `apply` at once go one after the other. `waiting` is told
 /// who holds it, once, before the wait.
 pub fn all(paths: &Paths, waiting: &dyn Fn(&str)) -> Result<Lock> {
@@ -33,6 +57,7 @@ pub fn all(paths: &Paths, waiting: &dyn Fn(&str)) -> Result<Lock> {
 /// Removes the lock's file together with the lock: of the jail nothing is left.
 pub fn remove(lock: Lock, paths: &Paths, name: &JailName) -> Result<()> {
     // Still held: who waits for this file finds, once it is its turn, that the name is gone.
+    super::remove(&paths.run.join("locks").join(format!("{name}.up")))?;
     super::remove(&paths.run.join("locks").join(name.as_str()))?;
     drop(lock);
     Ok(())
@@ -50,20 +75,17 @@ fn wait(path: &Path, waiting: &dyn Fn(&str)) -> Result<Lock> {
 }
 
 fn wait_once(path: &Path, waiting: &dyn Fn(&str)) -> Result<Lock> {
-    let mut file = File::options()
-        .read(true)
-        .write(true)
-        .create(true)
-        .truncate(false)
-        .open(path)
-        .with_context(|| format!("open {}", path.display()))?;
-    if rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive).is_err() {
+    let mut file = open(path)?;
+    if !try_lock(&file, path)? {
         let mut holder = String::new();
         // Only for the message: an unreadable name still leaves the wait.
         let _ = file.read_to_string(&mut holder);
         waiting(holder.trim());
-        rustix::io::retry_on_intr(|| rustix::fs::flock(&file, FlockOperation::LockExclusive))
-            .with_context(|| format!("lock {}", path.display()))?;
+        // Looked at in turns, for the daemon must tell that it waits and does not hang.
+        while !try_lock(&file, path)? {
+            crate::daemon::progress();
+            std::thread::sleep(LOOK);
+        }
     }
     let me = format!("process {}\n", std::process::id());
     // The name of the holder is a courtesy; the lock itself is what counts.
@@ -71,9 +93,38 @@ fn wait_once(path: &Path, waiting: &dyn Fn(&str)) -> Result<Lock> {
     Ok(Lock { file })
 }
 
+fn open(path: &Path) -> Result<File> {
+    let mut options = File::options();
+    options.read(true).write(true).create(true).truncate(false);
+    options.open(path).with_context(|| format!("open {}", path.display()))
+}
+
+fn try_lock(file: &File, path: &Path) -> Result<bool> {
+    match rustix::fs::flock(file, FlockOperation::NonBlockingLockExclusive) {
+        Ok(()) => Ok(true),
+        Err(Errno::WOULDBLOCK | Errno::INTR) => Ok(false),
+        Err(e) => Err(e).with_context(|| format!("lock {}", path.display())),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_lock_of_an_instance_lives_in_every_copy_of_it() {
+        let run = tempfile::tempdir().unwrap();
+        std::fs::create_dir(run.path().join("locks")).unwrap();
+        let paths = Paths { run: run.path().into(), ..Paths::default() };
+        let first = instance(&paths, &JailName::new("web").unwrap()).unwrap();
+        let keepers = first.try_clone().unwrap();
+        drop(first);
+        let path = run.path().join("locks/web.up");
+        let file = open(&path).unwrap();
+        assert!(!try_lock(&file, &path).unwrap());
+        drop(keepers);
+        assert!(try_lock(&file, &path).unwrap());
+    }
 
     #[test]
     fn a_lock_whose_file_was_removed_is_taken_anew() {
@@ -90,6 +141,6 @@ mod tests {
         });
         let file = File::open(paths.run.join("locks/web")).expect("the name is there again");
         assert_eq!(file.metadata().unwrap().ino(), second.file.metadata().unwrap().ino());
-        assert!(rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive).is_err(), "it is held");
+        assert!(!try_lock(&file, directory.path()).unwrap(), "it is held");
     }
 }

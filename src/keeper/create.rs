@@ -95,6 +95,7 @@ pub fn end(created: &Created) {
 }
 
 fn furnish(spec: &Spec, created: &Created, sources: Sources, at_once: bool) -> Result<()> {
+    process::be_ordinary_to_oom(created.pid.cast_unsigned());
     let userns = if spec.jail.security.userns {
         namespace::map_ids(created.pid, spec.first_id)?;
         Some(namespace::open(created.pid, "user")?)

@@ -84,16 +84,19 @@ fn leave_starter() -> Result<bool> {
 }
 
 fn keep(socket: &OwnedFd) -> Result<i32> {
+    process::name(c"stockade-keeper");
     confine::set_dumpable(false)?;
     process::block_all_signals();
-    let (message, _) = socket::receive(socket.as_fd())?.ok_or_else(|| anyhow!("no specification came"))?;
+    // The descriptor is the lock of this instance: it is held by being open until the end.
+    let (message, _instance) =
+        socket::receive(socket.as_fd())?.ok_or_else(|| anyhow!("no specification came"))?;
     let hello: Hello = serde_json::from_slice(&message).context("read the specification")?;
     if hello.protocol != PROTOCOL {
         bail!("the specification is of protocol {}, this keeper speaks {PROTOCOL}", hello.protocol);
     }
     let spec = hello.spec;
     let streams = Streams::open(spec.stdio)?;
-    let hierarchies = Hierarchies::detect()?;
+    let hierarchies = Hierarchies::detect()?.at(&spec.cgroup_base)?;
     let cgroup = Cgroup::open(&hierarchies, &spec.cgroup_parent, spec.name().as_str())?;
     let created = create::create(&spec, &cgroup, streams.inside, false)?;
     serve::serve(&spec, &cgroup, created, streams.outside, socket)?;

@@ -2,15 +2,15 @@
 //! the console. Without any of them moving it sleeps.
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::path::Path;
 
 use anyhow::{Context, Result};
 use rustix::event::{PollFd, PollFlags, poll};
 
+use crate::daemon::exits;
 use crate::init::{Order, Report};
 use crate::keeper::create::{self, Created};
 use crate::keeper::log::Log;
-use crate::keeper::{Answer, ExitRecord, PROTOCOL, Word, console_socket, exit_bell, exit_record, say};
+use crate::keeper::{Answer, ExitRecord, PROTOCOL, Word, console_socket, exit_record, say};
 use crate::limits::Cgroup;
 use crate::live::Exit;
 use crate::spec::Spec;
@@ -41,6 +41,8 @@ struct Keeper<'a> {
     jail: Created,
     stage: Stage,
     starter: Option<BorrowedFd<'a>>,
+    /// The starter has gone before it said to keep the jail.
+    abandoned: bool,
     /// The jail's output: a pipe's end or the console's master.
     output: Option<OwnedFd>,
     log: Log,
@@ -89,6 +91,7 @@ pub fn serve(
         jail,
         stage,
         starter,
+        abandoned: false,
         output,
         log,
         listener,
@@ -166,6 +169,7 @@ impl Keeper<'_> {
             }
             _ => {
                 self.starter = None;
+                self.abandoned = true;
                 // Already dead is as good.
                 let _ = process::signal(self.jail.pidfd.as_fd(), libc::SIGKILL);
             }
@@ -271,7 +275,10 @@ impl Keeper<'_> {
             self.tell_starter(&Answer::Failed { reason, status: 125 });
             return removed;
         }
-        write_record(self.spec, &exit)?;
+        // It was us who ended an abandoned one: that is no end for the restart policy to judge.
+        if !self.abandoned {
+            write_record(self.spec, &exit)?;
+        }
         removed
     }
 
@@ -294,9 +301,5 @@ fn write_record(spec: &Spec, exit: &Exit) -> Result<()> {
     let record = ExitRecord { instance: spec.instance.clone(), exit: exit.clone() };
     let text = serde_json::to_vec(&record).context("write the exit record")?;
     crate::journal::replace(&exit_record(&spec.paths.run, spec.name()), &text)?;
-    ring(&exit_bell(&spec.paths.run, spec.name()))
-}
-
-fn ring(bell: &Path) -> Result<()> {
-    crate::journal::replace(bell, b"")
+    exits::leave(&spec.paths.run, spec.name()).context("leave word of the end")
 }

@@ -9,8 +9,11 @@ use crate::desired::{DesiredJail, DesiredRoot, OnChange};
 use crate::jail::Settings;
 use crate::keys::{self, Cost};
 use crate::live::{LiveJail, Record};
+use crate::network::DEFAULT_BRIDGE;
 use crate::root::files::digest;
 
+/// Told apart because setting it back costs less than changing it.
+const BRIDGE: &str = "network.bridge";
 /// How much of a digest is shown.
 const SHORT_DIGITS: usize = 8;
 
@@ -95,8 +98,8 @@ fn file_change(target: &Path, from: Option<String>, to: Option<String>, cost: Co
 /// now is no drift, nor is a file or key that the definition changes anyway without a value to
 /// go back to. Setting back never throws a root away, so nothing here costs more than a restart.
 pub fn drift(seen: &LiveJail, record: &Record, wanted: &DesiredJail, changes: &[Change]) -> Vec<Change> {
-    let mut drift = Vec::new();
-    for (key, found) in &seen.observed {
+    let mut drift: Vec<Change> = bridge_drift(seen, record, changes).into_iter().collect();
+    for (key, found) in seen.observed.iter().filter(|(key, _)| *key != BRIDGE) {
         let (Some(set), Some(want)) = (record.settings.get(key), wanted.settings.get(key)) else {
             continue;
         };
@@ -112,6 +115,18 @@ pub fn drift(seen: &LiveJail, record: &Record, wanted: &DesiredJail, changes: &[
     }
     drift.extend(file_drift(seen, record, wanted, changes));
     drift
+}
+
+/// Another bridge in the definition needs another link, but the link that is there goes back to
+/// its bridge at once. The jail has one even if its definition leaves it to the default.
+fn bridge_drift(seen: &LiveJail, record: &Record, changes: &[Change]) -> Option<Change> {
+    let found = seen.observed.get(BRIDGE)?.as_str()?;
+    let set = record.settings.get(BRIDGE).and_then(|value| value.as_str()).unwrap_or(DEFAULT_BRIDGE);
+    if found == set || changes.iter().any(|change| change.key == BRIDGE) {
+        return None;
+    }
+    let to = (!found.is_empty()).then(|| found.to_owned());
+    Some(Change { key: BRIDGE.to_owned(), from: Some(set.to_owned()), to, cost: Cost::Live })
 }
 
 fn file_drift(

@@ -101,7 +101,7 @@ fn record(name: &JailName, wanted: &DesiredJail, now_ms: u64) -> Record {
         name: name.clone(),
         instance: String::new(),
         file: wanted.file.clone(),
-        phase: Phase::Poststart,
+        phase: Phase::Up,
         stopping: false,
         settings: wanted.settings.clone(),
         layers: wanted.root.layers.iter().map(|layer| layer.id.clone()).collect(),
@@ -115,6 +115,7 @@ fn record(name: &JailName, wanted: &DesiredJail, now_ms: u64) -> Record {
         keeper: None,
         init: None,
         first_id: 0,
+        cgroup_base: String::new(),
         started_ms: now_ms,
         hooks_done: BTreeSet::new(),
     }

@@ -55,6 +55,9 @@ pub fn judge(name: &JailName, desired: &Desired, live: &Live, options: &Options)
     if let Some(reason) = desired.broken.get(name) {
         return refuse(reason.clone());
     }
+    if let Some(reason) = &seen.unreadable {
+        return refuse(reason.clone());
+    }
     let thrown_away = seen.record.as_ref().is_some_and(|record| record.file.as_os_str().is_empty());
     match desired.jails.get(name) {
         Some(_) if thrown_away && seen.state != JailState::Down => {

@@ -132,7 +132,7 @@ fn record(jail: DesiredJail, name: &JailName, run: bool, stopping: bool) -> Reco
         name: name.clone(),
         instance: String::new(),
         file: if run { PathBuf::new() } else { jail.file },
-        phase: Phase::Poststart,
+        phase: Phase::Up,
         stopping,
         settings: jail.settings,
         layers: jail.root.layers.iter().map(|layer| layer.id.clone()).collect(),
@@ -141,6 +141,7 @@ fn record(jail: DesiredJail, name: &JailName, run: bool, stopping: bool) -> Reco
         keeper: None,
         init: None,
         first_id: 0,
+        cgroup_base: String::new(),
         started_ms: 0,
         hooks_done: BTreeSet::new(),
     }
@@ -184,8 +185,17 @@ fn seen() -> impl Strategy<Value = Seen> {
         )| {
             let restarts = Restarts { count: 0, not_before_ms, crash_loop, ..Restarts::default() };
             let changed_files = edited.into_iter().map(PathBuf::from).collect();
-            let jail =
-                LiveJail { state, record: None, observed, changed_files, held, restarts, exit, has_data };
+            let jail = LiveJail {
+                state,
+                record: None,
+                observed,
+                changed_files,
+                held,
+                restarts,
+                exit,
+                has_data,
+                unreadable: None,
+            };
             Seen { jail, record, run, stopping }
         },
     )

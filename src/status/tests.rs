@@ -32,7 +32,7 @@ fn record() -> Record {
         name: name("web"),
         instance: String::new(),
         file: "web.toml".into(),
-        phase: Phase::Poststart,
+        phase: Phase::Up,
         stopping: false,
         settings: settings(),
         layers: Vec::new(),

@@ -1,6 +1,7 @@
 //! Processes: clone3(2), pidfds, signals, and names for processes that cannot be re-used.
 
-use std::io;
+use std::fs::File;
+use std::io::{self, Read as _};
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::time::{Duration, Instant};
 
@@ -12,6 +13,9 @@ use crate::live::Process;
 
 /// libc's constant of this name is too narrow for its value, linux/sched.h.
 const CLONE_INTO_CGROUP: u64 = 0x2_0000_0000;
+
+/// 52 numbers of at most 20 digits, and a name of at most 64 bytes.
+const STAT_BYTES_MAX: usize = 2048;
 
 /// What [`clone3`] returns on each side.
 pub enum Cloned {
@@ -51,6 +55,13 @@ pub unsafe fn clone3(flags: u64, cgroup: Option<BorrowedFd<'_>>) -> io::Result<C
     }
 }
 
+/// The name ps(1) and top(1) show, at most 15 bytes; a program executed by descriptor is named
+/// by that descriptor's number otherwise.
+pub fn name(name: &std::ffi::CStr) {
+    // PR_SET_NAME reads memory of ours and has no other way to fail.
+    let _ = rustix::thread::set_name(name);
+}
+
 /// fork(2) by way of [`clone3`], with its safety condition checked where that is cheap.
 pub fn fork() -> io::Result<Cloned> {
     // SAFETY: every caller is a command, keeper or init, which never start a thread.
@@ -88,7 +99,11 @@ fn start_time(pid: i32) -> Result<u64> {
 /// State letter and start time, fields 3 and 22 of proc_pid_stat(5).
 fn stat(pid: i32) -> Result<(char, u64)> {
     let path = format!("/proc/{pid}/stat");
-    let text = std::fs::read_to_string(&path).with_context(|| format!("read {path}"))?;
+    let mut text = String::with_capacity(STAT_BYTES_MAX);
+    let open = File::open(&path).with_context(|| format!("open {path}"))?;
+    // Its size says 0: without the limit the standard library would feel its way by 32 bytes.
+    let limit = STAT_BYTES_MAX as u64;
+    open.take(limit).read_to_string(&mut text).with_context(|| format!("read {path}"))?;
     parse_stat(&text).ok_or_else(|| anyhow!("read {path}: not the format of proc_pid_stat(5)"))
 }
 
@@ -97,6 +112,23 @@ fn parse_stat(text: &str) -> Option<(char, u64)> {
     let mut fields = text.get(text.rfind(')')? + 1..)?.split_ascii_whitespace();
     let state = fields.next()?.chars().next()?;
     Some((state, fields.nth(18)?.parse().ok()?))
+}
+
+/// Takes from a child what a service manager gave to the daemon alone: that the kernel's killer
+/// looks elsewhere first. Written from outside, with the right to, so that a jail cannot take it
+/// back, proc_pid_oom_score_adj(5). A value that is no privilege stays.
+pub fn be_ordinary_to_oom(pid: u32) {
+    let own = std::fs::read_to_string("/proc/self/oom_score_adj").unwrap_or_default();
+    if own.trim().parse::<i32>().is_ok_and(|score| score < 0) {
+        // A child that has ended already needs nothing.
+        let _ = std::fs::write(format!("/proc/{pid}/oom_score_adj"), "0");
+    }
+}
+
+/// Gives memory that was freed back to the kernel; the allocator would keep what a pass has used.
+pub fn trim_memory() {
+    // SAFETY: takes a count of bytes to keep and touches nothing but the allocator's own lists.
+    unsafe { libc::malloc_trim(0) };
 }
 
 pub fn signal(pidfd: BorrowedFd<'_>, signal: i32) -> io::Result<()> {
@@ -109,12 +141,15 @@ pub fn signal(pidfd: BorrowedFd<'_>, signal: i32) -> io::Result<()> {
 
 /// Waits until the process behind `pidfd` has ended; false when `timeout` passed first.
 pub fn wait_gone(pidfd: BorrowedFd<'_>, timeout: Duration) -> Result<bool> {
+    /// In between the daemon tells that it waits and does not hang.
+    const TURN: Duration = Duration::from_secs(1);
     let end = Instant::now() + timeout;
     loop {
         let left = end.saturating_duration_since(Instant::now());
         let mut fds = [PollFd::new(&pidfd, PollFlags::IN)];
-        let limit = Timespec::try_from(left).expect("a timeout fits");
+        let limit = Timespec::try_from(left.min(TURN)).expect("a timeout fits");
         match poll(&mut fds, Some(&limit)) {
+            Ok(0) if left > TURN => crate::daemon::progress(),
             Ok(0) => return Ok(false),
             Ok(_) => return Ok(true),
             Err(rustix::io::Errno::INTR) => {}

@@ -1,0 +1,88 @@
+//! `apply`: what it makes, what it leaves alone, and its exit statuses.
+
+use crate::machine::Machine;
+
+pub const SLEEP: &str = "template = \"host\"\n[exec]\ncommand = [\"sleep\", \"1000\"]\n";
+
+#[test]
+fn a_second_apply_has_nothing_to_do() {
+    let Some(machine) = Machine::new() else { return };
+    machine.jail("a", SLEEP);
+    machine.jail("b", &format!("depend = [\"a\"]\n{SLEEP}"));
+    machine.status(&["plan"], 4);
+    let plan = machine.good(&["apply"]);
+    assert!(plan.contains("Plan: 2 to create, 0 to change, 0 to restart, 0 to remove."), "{plan}");
+    machine.status(&["plan"], 0);
+    let pids = (machine.pid("a"), machine.pid("b"));
+    assert_eq!(machine.good(&["apply"]), "No changes.\n");
+    assert_eq!((machine.pid("a"), machine.pid("b")), pids, "nothing is restarted");
+}
+
+#[test]
+fn a_file_that_is_gone_means_removal_and_a_directory_that_is_gone_does_not() {
+    let Some(machine) = Machine::new() else { return };
+    machine.jail("a", SLEEP);
+    machine.good(&["apply"]);
+    let (etc, away) = (machine.config(), machine.path().join("away"));
+    std::fs::rename(&etc, &away).unwrap();
+    let output = machine.stockade(&["apply"]);
+    std::fs::rename(&away, &etc).unwrap();
+    assert!(!output.status.success(), "a missing directory is an error");
+    assert_eq!(machine.state_of("a"), "running");
+    machine.remove("a");
+    machine.good(&["apply"]);
+    assert_eq!(machine.state_of("a"), "stopped", "its data is kept, and so it is shown");
+}
+
+#[test]
+fn a_broken_file_leaves_its_jail_and_the_others_up() {
+    let Some(machine) = Machine::new() else { return };
+    machine.jail("a", SLEEP);
+    machine.jail("b", SLEEP);
+    machine.good(&["apply"]);
+    let pid = machine.pid("a");
+    machine.jail("a", "template = \"host\"\n[exec]\ncomand = [\"sleep\", \"1\"]\n");
+    machine.jail("c", SLEEP);
+    let said = machine.status(&["apply"], 3);
+    assert!(said.contains("a.toml:3:1: error: "), "{said}");
+    assert!(said.contains("did you mean `command`"), "{said}");
+    assert_eq!((machine.pid("a"), machine.state_of("b").as_str()), (pid, "running"));
+    assert_eq!(machine.state_of("c"), "running", "the rest is applied");
+}
+
+#[test]
+fn ctrl_c_leaves_no_half_made_jail() {
+    let Some(machine) = Machine::new() else { return };
+    let slow = format!("{SLEEP}prestart = [\"touch {}/here; sleep 60\"]\n", machine.path().display());
+    machine.jail("a", &slow);
+    let mut apply = machine.command(&["apply"]).spawn().unwrap();
+    machine.wait_until("the hook runs", || machine.path().join("here").exists());
+    rustix::process::kill_process(crate::machine::pid_of(&apply), rustix::process::Signal::INT).unwrap();
+    assert_eq!(apply.wait().unwrap().code(), Some(1));
+    assert!(machine.cgroups().iter().all(|cgroup| !cgroup.join("a").exists()));
+    assert!(!machine.run_dir().join("jails/a").exists());
+    assert!(!machine.state().join("jails/a").exists());
+}
+
+#[test]
+fn two_applies_at_once_take_turns() {
+    let Some(machine) = Machine::new() else { return };
+    for name in ["a", "b", "c", "d"] {
+        machine.jail(name, SLEEP);
+    }
+    let spawn = || machine.command(&["apply"]).spawn().unwrap();
+    let (mut one, mut other) = (spawn(), spawn());
+    assert!(one.wait().unwrap().success() && other.wait().unwrap().success());
+    assert_eq!(machine.good(&["apply"]), "No changes.\n");
+}
+
+#[test]
+fn twenty_jails_start_and_stop_together() {
+    let Some(machine) = Machine::new() else { return };
+    for number in 0..20 {
+        machine.jail(&format!("jail-{number}"), SLEEP);
+    }
+    machine.good(&["apply"]);
+    let running = machine.ls().values().filter(|item| item["state"] == "running").count();
+    assert_eq!(running, 20);
+}

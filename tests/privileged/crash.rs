@@ -1,0 +1,155 @@
+//! kill -9 in exact places: a hook that sleeps holds `apply` in its phase.
+
+use std::process::Child;
+
+use rustix::process::Signal;
+
+use crate::machine::{Machine, kill, pid_of, wait_gone};
+
+/// Ends well when it is asked to, so that the restart policy would leave it alone.
+const POLITE: &str = "exec.command = ['sh', '-c', 'trap \"exit 0\" TERM; while :; do sleep 0.05; done']\n";
+const ON_HOST: [&str; 7] = ["prepare", "prestart", "created", "poststart", "prestop", "poststop", "release"];
+
+/// A jail all of whose hooks tell that they ran; the one named `slow` waits for a file `go`.
+fn jail(machine: &Machine, slow: &str, more: &str) {
+    let base = machine.path().display();
+    let mut text = format!("template = 'host'\n{POLITE}restart.policy = 'no'\n{more}");
+    for hook in ON_HOST {
+        let wait = if hook == slow {
+            format!("; until [ -e {base}/go ]; do sleep 0.02; done")
+        } else {
+            String::new()
+        };
+        text += &format!("exec.{hook} = ['echo {hook} >> {base}/hooks{wait}']\n");
+    }
+    machine.jail("a", &text);
+}
+
+fn hooks(machine: &Machine) -> Vec<String> {
+    let text = std::fs::read_to_string(machine.path().join("hooks")).unwrap_or_default();
+    text.lines().map(str::to_owned).collect()
+}
+
+fn clear(machine: &Machine) {
+    for file in ["hooks", "go"] {
+        // Not there is as good.
+        let _ = std::fs::remove_file(machine.path().join(file));
+    }
+}
+
+/// `apply`, killed as soon as the hook has begun; then the hook may go on by itself.
+fn killed_in(machine: &Machine, hook: &str) {
+    let mut apply: Child = machine.command(&["apply"]).spawn().unwrap();
+    machine.wait_until(hook, || hooks(machine).last().is_some_and(|last| last == hook));
+    rustix::process::kill_process(pid_of(&apply), Signal::KILL).unwrap();
+    apply.wait().unwrap();
+    std::fs::write(machine.path().join("go"), "").unwrap();
+}
+
+#[test]
+fn a_start_that_was_cut_in_any_hook_is_taken_back_and_made_anew() {
+    let Some(machine) = Machine::new() else { return };
+    let whole = ["prepare", "prestart", "created", "poststart"];
+    for (slow, expect) in [
+        ("prepare", &["prepare", "release"][..]),
+        ("prestart", &["prepare", "prestart", "poststop", "release"]),
+        ("created", &["prepare", "prestart", "created", "poststop", "release"]),
+        ("poststart", &["prepare", "prestart", "created", "poststart", "poststop", "release"]),
+    ] {
+        clear(&machine);
+        jail(&machine, slow, "");
+        killed_in(&machine, slow);
+        assert_ne!(machine.state_of("a"), "running", "cut in {slow}");
+        machine.good(&["apply"]);
+        assert_eq!(machine.state_of("a"), "running", "cut in {slow}, and applied");
+        assert_eq!(hooks(&machine), [expect, &whole].concat(), "cut in {slow}");
+        assert_eq!(machine.good(&["apply"]), "No changes.\n");
+        machine.remove("a");
+        machine.good(&["apply"]);
+    }
+}
+
+#[test]
+fn a_restart_that_was_cut_in_any_hook_ends_with_the_jail_up() {
+    let Some(machine) = Machine::new() else { return };
+    for slow in ["prestop", "poststop", "release"] {
+        clear(&machine);
+        jail(&machine, slow, "");
+        machine.good(&["apply"]);
+        let before = hooks(&machine).len();
+        jail(&machine, slow, "exec.env = { CHANGED = '1' }\n");
+        killed_in(&machine, slow);
+        machine.good(&["apply"]);
+        assert_eq!(machine.state_of("a"), "running", "cut in {slow}, and applied");
+        let expect = ["prestop", "poststop", "release", "prepare", "prestart", "created", "poststart"];
+        assert_eq!(hooks(&machine)[before..], expect, "cut in {slow}");
+        assert_eq!(machine.good(&["apply"]), "No changes.\n");
+        assert!(machine.inside("a", "echo $CHANGED").contains('1'));
+        machine.remove("a");
+        machine.good(&["apply"]);
+    }
+}
+
+#[test]
+fn a_stop_says_nothing_about_the_next_start() {
+    let Some(machine) = Machine::new() else { return };
+    jail(&machine, "", "");
+    machine.good(&["apply"]);
+    jail(&machine, "", "enabled = false\n");
+    machine.good(&["apply"]);
+    assert_eq!(machine.state_of("a"), "stopped");
+    jail(&machine, "", "");
+    machine.good(&["apply"]);
+    assert_eq!(machine.state_of("a"), "running", "its policy is `no`, but it did not end by itself");
+    machine.good(&["stop", "--all", "--for-now"]);
+    assert_eq!(machine.state_of("a"), "stopped");
+    machine.good(&["apply"]);
+    assert_eq!(machine.state_of("a"), "running", "nothing holds it");
+    machine.good(&["stop", "--all"]);
+    machine.good(&["apply"]);
+    assert_eq!(machine.state_of("a"), "stopped");
+    machine.good(&["start", "a"]);
+    assert_eq!(machine.state_of("a"), "running");
+}
+
+#[test]
+fn keepers_and_inits_that_are_killed_while_a_jail_starts_leave_nothing() {
+    let Some(machine) = Machine::new() else { return };
+    for (slow, whose) in
+        [("created", "keeper"), ("created", "init"), ("poststart", "keeper"), ("poststart", "init")]
+    {
+        clear(&machine);
+        jail(&machine, slow, "");
+        let mut apply = machine.command(&["apply"]).spawn().unwrap();
+        machine.wait_until(slow, || hooks(&machine).last().is_some_and(|last| last == slow));
+        let pid = i32::try_from(machine.record("a")[whose]["pid"].as_i64().unwrap()).unwrap();
+        kill(pid, Signal::KILL);
+        wait_gone(pid);
+        std::fs::write(machine.path().join("go"), "").unwrap();
+        apply.wait().unwrap();
+        let state = machine.state_of("a");
+        assert_ne!(state, "running", "{whose} killed in {slow}");
+        jail(&machine, "", "exec.env = { AGAIN = '1' }\n");
+        machine.good(&["apply"]);
+        assert_eq!(machine.state_of("a"), "running", "{whose} killed in {slow}");
+        machine.remove("a");
+        machine.good(&["apply"]);
+    }
+}
+
+#[test]
+fn a_record_that_cannot_be_read_refuses_its_own_jail_alone() {
+    let Some(machine) = Machine::new() else { return };
+    jail(&machine, "", "");
+    machine.good(&["apply"]);
+    let path = machine.run_dir().join("jails/a/record.json");
+    let good = std::fs::read(&path).unwrap();
+    std::fs::write(&path, "{").unwrap();
+    machine.jail("b", crate::apply::SLEEP);
+    let said = machine.good(&["apply"]);
+    assert!(said.contains("record.json"), "{said}");
+    assert_eq!(machine.state_of("b"), "running");
+    std::fs::write(&path, good).unwrap();
+    assert_eq!(machine.state_of("a"), "running");
+    assert_eq!(machine.good(&["apply"]), "No changes.\n");
+}

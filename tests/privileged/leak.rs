@@ -1,0 +1,184 @@
+//! The leak check: what the host has before a test, it has after it, and nothing more.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use serde_json::Value;
+
+use crate::machine::Machine;
+
+/// The kernel drops links, mounts and keys of dead namespaces a while later, from work queues.
+const SETTLE: Duration = Duration::from_secs(10);
+const LOOK: Duration = Duration::from_millis(50);
+
+/// Each kind of thing there is, with the names of all that exist.
+#[derive(Default)]
+pub struct Snapshot(BTreeMap<&'static str, BTreeSet<String>>);
+
+pub fn look(machine: &Machine) -> Snapshot {
+    let holder = machine.holder().to_string();
+    let mut all = BTreeMap::new();
+    all.insert("mount of the machine", mounts(&holder));
+    all.insert("mount of the real host", mounts("self"));
+    all.insert("cgroup", machine.cgroups().iter().flat_map(|path| below(path)).collect());
+    all.insert("process", processes(machine).into_values().collect());
+    all.insert("link", ip(machine, "link"));
+    all.insert("address", ip(machine, "addr"));
+    all.insert("route", ip(machine, "route"));
+    all.insert("nft rule", rules(machine));
+    all.insert("loop device", loops(machine.path()));
+    all.insert("key of a jail's user", keys(machine));
+    all.insert("file of the run directory", run_files(machine));
+    all.insert("id range without a jail", ids(machine));
+    all.insert("half-made layer", layers(machine));
+    Snapshot(all)
+}
+
+/// What is there now and was not there before, each with its kind; waits for the kernel to settle.
+pub fn compare(before: &Snapshot, machine: &Machine) -> Vec<String> {
+    let end = Instant::now() + SETTLE;
+    loop {
+        let leaks = difference(before, &look(machine));
+        if leaks.is_empty() || Instant::now() >= end {
+            return leaks;
+        }
+        std::thread::sleep(LOOK);
+    }
+}
+
+fn difference(before: &Snapshot, after: &Snapshot) -> Vec<String> {
+    let new = after.0.iter().flat_map(|(kind, names)| {
+        let known = before.0.get(kind);
+        let unknown = move |name: &&String| known.is_none_or(|known| !known.contains(*name));
+        names.iter().filter(unknown).map(move |name| format!("{kind}: {name}"))
+    });
+    new.collect()
+}
+
+/// Mount point, kind and source of every mount; numbers of mounts differ from look to look.
+fn mounts(pid: &str) -> BTreeSet<String> {
+    let text = std::fs::read_to_string(format!("/proc/{pid}/mountinfo")).unwrap_or_default();
+    let line = |line: &str| {
+        let words: Vec<&str> = line.split(' ').collect();
+        let kind = words.iter().position(|word| *word == "-").map_or(0, |at| at + 1);
+        Some(format!("{} on {} type {}", words.get(kind + 1)?, words.get(4)?, words.get(kind)?))
+    };
+    text.lines().filter_map(line).collect()
+}
+
+/// The mount points of all cgroup hierarchies.
+pub fn hierarchies() -> Vec<PathBuf> {
+    let text = std::fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
+    let point = |line: &str| {
+        let (before, after) = line.split_once(" - ")?;
+        after.starts_with("cgroup").then(|| before.split(' ').nth(4).map(PathBuf::from))?
+    };
+    text.lines().filter_map(point).collect()
+}
+
+/// Directories below, not the top itself: that one is for all jails and stays.
+fn below(path: &Path) -> Vec<String> {
+    let entries = std::fs::read_dir(path).into_iter().flatten().filter_map(Result::ok);
+    let directories = entries.filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()));
+    directories.map(|entry| entry.path().display().to_string()).collect()
+}
+
+/// Processes in the machine's namespaces or cgroups, or with ids of its pool; never the holder,
+/// nor the test's own helpers.
+pub fn processes(machine: &Machine) -> BTreeMap<i32, String> {
+    let namespace = |pid: &str, kind: &str| std::fs::read_link(format!("/proc/{pid}/ns/{kind}")).ok();
+    let holder = machine.holder().to_string();
+    let (net, mount) = (namespace(&holder, "net"), namespace(&holder, "mnt"));
+    let entries = std::fs::read_dir("/proc").into_iter().flatten().filter_map(Result::ok);
+    let names = entries.filter_map(|entry| entry.file_name().into_string().ok());
+    let numbers = names.filter(|name| name.bytes().all(|byte| byte.is_ascii_digit()));
+    let ours = |pid: &String| {
+        let text = |file: &str| std::fs::read_to_string(format!("/proc/{pid}/{file}")).unwrap_or_default();
+        let owner = std::fs::metadata(format!("/proc/{pid}")).map_or(0, |metadata| metadata.uid());
+        let inside = |kind: &str, own: &Option<PathBuf>| own.is_some() && namespace(pid, kind) == *own;
+        let cgroup = format!("/{}/", machine.cgroup);
+        *pid != holder
+            && (inside("net", &net)
+                || inside("mnt", &mount)
+                || text("cgroup").contains(&cgroup)
+                || machine.ids().contains(&owner))
+    };
+    let name = |pid: String| {
+        let words = std::fs::read_to_string(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+        let state = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+        let shown = if words.is_empty() { state } else { words.replace('\0', " ") };
+        Some((pid.parse().ok()?, format!("{pid} {shown}")))
+    };
+    numbers.filter(ours).filter_map(name).collect()
+}
+
+/// One kind of ip(8)'s objects, each as its JSON without what changes by itself.
+fn ip(machine: &Machine, kind: &str) -> BTreeSet<String> {
+    let output = machine.outside(&["ip", "-j", kind, "show"]);
+    let all: Vec<Value> = serde_json::from_slice(&output.stdout).unwrap_or_default();
+    // A bridge is the host's, not a jail's: it stays for the next one.
+    let bridge = |item: &Value| ["ifname", "dev"].iter().any(|key| item[key] == "stockade0");
+    all.iter().filter(|item| !bridge(item)).map(|item| object(kind, item)).collect()
+}
+
+fn object(kind: &str, item: &Value) -> String {
+    let keys: &[&str] = match kind {
+        "route" => &["dst", "gateway", "dev"],
+        "addr" => &["ifname", "addr_info"],
+        _ => &["ifname", "link_type", "address"],
+    };
+    keys.iter().map(|key| item[key].to_string()).collect::<Vec<_>>().join(" ")
+}
+
+fn rules(machine: &Machine) -> BTreeSet<String> {
+    let output = machine.outside(&["nft", "list", "ruleset"]);
+    String::from_utf8_lossy(&output.stdout).lines().map(str::to_owned).collect()
+}
+
+/// Loop devices with a file below `directory`.
+fn loops(directory: &Path) -> BTreeSet<String> {
+    let entries = std::fs::read_dir("/sys/block").into_iter().flatten().filter_map(Result::ok);
+    let file = |entry: std::fs::DirEntry| {
+        std::fs::read_to_string(entry.path().join("loop/backing_file"))
+            .ok()
+            .filter(|file| file.starts_with(&*directory.to_string_lossy()))
+    };
+    entries.filter_map(file).collect()
+}
+
+/// Keys that users of the machine's id pool own: session keyrings of jails, say.
+fn keys(machine: &Machine) -> BTreeSet<String> {
+    let text = std::fs::read_to_string("/proc/key-users").unwrap_or_default();
+    let ours = |line: &&str| {
+        let user = line.split(':').next().and_then(|user| user.trim().parse().ok());
+        user.is_some_and(|user| machine.ids().contains(&user))
+    };
+    text.lines().filter(ours).map(str::to_owned).collect()
+}
+
+fn run_files(machine: &Machine) -> BTreeSet<String> {
+    let mut files = BTreeSet::new();
+    for directory in ["jails", "exits"] {
+        files.extend(below(&machine.run_dir().join(directory)));
+    }
+    files
+}
+
+/// Id ranges whose jail keeps no files; a jail that does keeps its range.
+fn ids(machine: &Machine) -> BTreeSet<String> {
+    let entries = std::fs::read_dir(machine.state().join("ids")).into_iter().flatten();
+    let free = |entry: std::io::Result<std::fs::DirEntry>| {
+        let name = std::fs::read_link(entry.ok()?.path()).ok()?;
+        let kept = machine.state().join("jails").join(&name).exists();
+        (!kept).then(|| name.display().to_string())
+    };
+    entries.filter_map(free).collect()
+}
+
+/// Anything among the layers that has not got its final name.
+fn layers(machine: &Machine) -> BTreeSet<String> {
+    let names = below(&machine.state().join("layers"));
+    names.into_iter().filter(|path| !path.contains("/layers/sha256-")).collect()
+}

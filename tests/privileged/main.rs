@@ -1,0 +1,16 @@
+//! Promises that only a real kernel can break: real jails, on a host of the test's own.
+//!
+//! Every test makes a [`machine::Machine`] and leaves it; what is left behind fails it. Without
+//! root a test says aloud that it is skipped, and with `STOCKADE_TEST_MUST_RUN=1` it fails.
+
+mod apply;
+mod crash;
+mod daemon;
+mod hooks;
+mod leak;
+mod limits;
+mod machine;
+mod network;
+mod recover;
+mod run;
+mod security;

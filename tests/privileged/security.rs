@@ -76,7 +76,7 @@ fn a_program_has_no_more_rights_than_the_profile() {
     for (who, status) in [("program", log), ("exec", exec), ("run", run)] {
         let has = |line: &str| status.contains(line);
         for (set, bits) in
-            [("Inh", 0), ("Prm", 0x8004_01fb), ("Eff", 0x8004_01fb), ("Bnd", 0x8004_01fb), ("Amb", 0)]
+            [("Inh", 0u64), ("Prm", 0x8004_01fb), ("Eff", 0x8004_01fb), ("Bnd", 0x8004_01fb), ("Amb", 0)]
         {
             let line = format!("Cap{set}:\t{bits:016x}");
             assert!(has(&line), "{who}: no {line} in\n{status}");

@@ -113,7 +113,7 @@ fn destroy_leaves_nothing_of_a_jail() {
     machine.jail("b", SLEEP);
     machine.good(&["apply"]);
     machine.inside("a", "mkdir -p /srv/x && echo > /srv/x/y");
-    machine.status(&["destroy", "a"], 1);
+    machine.status(&["destroy", "a"], 2);
     assert_eq!(machine.state_of("a"), "running", "nobody has said yes");
     machine.remove("a");
     machine.good(&["destroy", "--yes", "a"]);

@@ -266,3 +266,33 @@ pub fn make_directory(path: &Path, mode: u32) -> Result<()> {
         .and_then(|()| std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode)))
         .with_context(|| format!("make directory {}", path.display()))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn restarts_are_counted_in_one_boot() {
+        let base = tempfile::tempdir().unwrap();
+        let path = |name: &str| base.path().join(name);
+        let paths = Paths { config: path("etc"), state: path("state"), run: path("run"), log: path("log") };
+        let mut journal = Journal::open(&paths).unwrap();
+        let name = JailName::new("web").unwrap();
+        let restarts = Restarts { count: 3, crash_loop: true, ..Restarts::default() };
+        journal.write_restarts(&name, &restarts).unwrap();
+        assert_eq!(journal.restarts(&name).unwrap(), restarts);
+        journal.boot_id = "the next".into();
+        assert_eq!(journal.restarts(&name).unwrap(), Restarts::default());
+    }
+
+    #[test]
+    fn what_cannot_be_written_leaves_nothing_behind() {
+        let base = tempfile::tempdir().unwrap();
+        // A directory cannot be replaced by a file.
+        std::fs::create_dir(base.path().join("record.json")).unwrap();
+        for write in [replace, replace_synced] {
+            assert!(write(&base.path().join("record.json"), b"{}").is_err());
+            assert_eq!(std::fs::read_dir(base.path()).unwrap().count(), 1);
+        }
+    }
+}

@@ -195,3 +195,52 @@ fn bridges() -> BTreeSet<String> {
         .filter_map(|entry| entry.file_name().into_string().ok())
         .collect()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_record_and_its_processes_amount_to_a_state() {
+        let me = process::identify(std::process::id().cast_signed()).unwrap();
+        let gone = Process { start_time: me.start_time + 1, ..me };
+        let killed = Exit { signal: Some(libc::SIGKILL), ..Exit::default() };
+        let ended = Exit { code: Some(3), ..Exit::default() };
+        let check = |phase: Phase, stopping: bool, init: Process, keeper: Process, exit: Option<&Exit>| {
+            let record = Record {
+                schema: crate::live::RECORD_SCHEMA,
+                boot_id: String::new(),
+                name: JailName::new("web").unwrap(),
+                instance: String::new(),
+                file: "web.toml".into(),
+                phase,
+                stopping,
+                settings: Settings::new(),
+                layers: Vec::new(),
+                host_usr: false,
+                files: BTreeMap::new(),
+                keeper: Some(keeper),
+                init: Some(init),
+                first_id: 0,
+                started_ms: 0,
+                hooks_done: BTreeSet::new(),
+            };
+            state(&record, exit)
+        };
+        for (phase, stopping, init, keeper, exit, expect) in [
+            (Phase::Up, false, me, me, None, JailState::Up),
+            (Phase::Up, false, me, gone, None, JailState::Orphaned),
+            (Phase::Up, false, gone, gone, None, JailState::Exited(killed.clone())),
+            (Phase::Up, false, gone, me, Some(&ended), JailState::Exited(ended.clone())),
+            // Not on its own yet: whatever runs, and however it ended, it is a start that was cut.
+            (Phase::Poststart, false, me, me, None, JailState::Partial),
+            (Phase::Poststart, false, gone, gone, Some(&ended), JailState::Partial),
+            (Phase::Create, false, gone, gone, None, JailState::Partial),
+            (Phase::Terminate, true, me, me, None, JailState::Partial),
+            (Phase::Poststop, true, gone, gone, Some(&ended), JailState::Partial),
+            (Phase::Release, true, gone, gone, Some(&ended), JailState::Down),
+        ] {
+            assert_eq!(check(phase, stopping, init, keeper, exit), expect, "{phase} {stopping}");
+        }
+    }
+}

@@ -54,10 +54,7 @@ pub struct Hello {
 
 /// The keeper's main: standard input is the socket to the starter.
 pub fn main() -> i32 {
-    let socket = match std::io::stdin().as_fd().try_clone_to_owned() {
-        Ok(socket) => socket,
-        Err(_) => return 125,
-    };
+    let Ok(socket) = std::io::stdin().as_fd().try_clone_to_owned() else { return 125 };
     match leave_starter().and_then(|parent| if parent { Ok(0) } else { keep(&socket) }) {
         Ok(status) => status,
         Err(error) => {

@@ -222,6 +222,7 @@ mod tests {
                 keeper: Some(keeper),
                 init: Some(init),
                 first_id: 0,
+                cgroup_base: String::new(),
                 started_ms: 0,
                 hooks_done: BTreeSet::new(),
             };

@@ -16,7 +16,7 @@ const ANSWER_LIMIT: Duration = Duration::from_hours(1);
 const LOOK_MS: i64 = 100;
 
 /// Starts a keeper and hands it its specification, with the lock that it holds as long as it lives.
-pub fn spawn(program: &OwnedFd, hello: &Hello, instance: OwnedFd) -> Result<OwnedFd> {
+pub fn spawn(program: &OwnedFd, hello: &Hello, instance: &OwnedFd) -> Result<OwnedFd> {
     let (ours, theirs) = socket::pair()?;
     let mut child = Command::new(format!("/proc/self/fd/{}", program.as_raw_fd()))
         .arg0(KEEPER_NAME)

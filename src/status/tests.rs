@@ -42,7 +42,6 @@ fn record() -> Record {
         keeper: None,
         init: Some(Process { pid: 4321, start_time: 7 }),
         first_id: 0,
-        cgroup_base: String::new(),
         started_ms: NOW_MS - 65_500,
         hooks_done: BTreeSet::new(),
     }

@@ -34,8 +34,11 @@ pub const INSIDE_NAME: &str = "stockade-inside";
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Visit {
     pub init: Process,
+    pub cgroup_base: String,
     pub cgroup_parent: String,
     pub name: String,
+    /// The jail's init rules over cgroups of its own.
+    pub boot: bool,
     pub userns: bool,
     pub own_network: bool,
     pub profile: Profile,
@@ -53,8 +56,10 @@ impl Visit {
         let init = init.ok_or_else(|| anyhow!("{}: it is not running", record.name))?;
         Ok(Self {
             init,
+            cgroup_base: record.cgroup_base.clone(),
             cgroup_parent: cgroup_parent.to_owned(),
             name: record.name.to_string(),
+            boot: jail.exec.boot.is_some(),
             userns: jail.security.userns,
             own_network: jail.network.mode != NetworkMode::Inherit,
             profile: security::profile(&jail).map_err(|r| crate::execute::refused(&r))?,
@@ -96,9 +101,10 @@ fn complain(error: &anyhow::Error) -> i32 {
 /// from its first instruction: what it holds of the host is out of the jail's reach (CVE-2016-9962).
 pub fn run(visit: &Visit, streams: Option<[OwnedFd; 3]>) -> Result<i32> {
     let pidfd = process::open(visit.init).ok_or_else(|| anyhow!("{}: it is not running", visit.name))?;
-    let cgroup = Cgroup::open(&Hierarchies::detect()?, &visit.cgroup_parent, &visit.name)?;
+    let hierarchies = Hierarchies::detect()?.at(&visit.cgroup_base)?;
+    let cgroup = Cgroup::open(&hierarchies, &visit.cgroup_parent, &visit.name)?;
     let entry = Entry { pidfd, join: cgroup.join_files()?, program: visit.profile.program(), streams };
-    let unified = cgroup.unified_dir()?;
+    let unified = if visit.boot { cgroup.visitors_dir()? } else { cgroup.unified_dir()? };
     let (ours, theirs) = socket::pair()?;
     confine::set_dumpable(false)?;
     namespace::setns(entry.pidfd.as_fd(), libc::CLONE_NEWPID).context("join the jail's pid namespace")?;

@@ -146,6 +146,10 @@ pub struct Record {
     pub init: Option<Process>,
     /// First host id of the jail's range.
     pub first_id: u32,
+    /// The v2 cgroup that the starter makes everything below: a daemon's is its unit, a shell's
+    /// the top, and each must find what the other has started.
+    #[serde(default)]
+    pub cgroup_base: String,
     /// Milliseconds since the epoch.
     pub started_ms: u64,
     /// Phases whose hook has run, or would have if it had lines, so that none runs twice and each

@@ -17,6 +17,8 @@ pub struct Spec {
     pub jail: Jail,
     pub instance: String,
     pub paths: Paths,
+    /// The v2 cgroup the next is below; empty: the top.
+    pub cgroup_base: String,
     /// The parent of all jails' cgroups, and the jail's below it.
     pub cgroup_parent: String,
     /// First host id of the jail's range.

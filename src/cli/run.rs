@@ -29,6 +29,8 @@ pub fn run(options: &Options, asked: &Run) -> Result<i32> {
     if host.journal.record(&name)?.is_some() {
         bail!("a jail named {name} exists");
     }
+    // From here on something is to be cleared away: ctrl-C ends the command, not this process.
+    terminal::hold_signals()?;
     let slot = ids::slot(&host.journal.paths.state, host.config.ids)?;
     in_jail(&host, &wanted, ids::first(host.config.ids, slot.number), asked)
 }
@@ -92,6 +94,7 @@ fn in_jail(host: &Host, wanted: &DesiredJail, first_id: u32, asked: &Run) -> Res
     let spec = Spec {
         instance: execute::instance(&jail.name),
         paths: host.journal.paths.clone(),
+        cgroup_base: host.hierarchies.base().to_owned(),
         cgroup_parent: parent.clone(),
         first_id,
         root: RootSpec::Overlay {

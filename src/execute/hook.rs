@@ -64,6 +64,7 @@ fn run_line(phase: Phase, line: &str, facts: &Facts<'_>) -> Result<()> {
     match wait(&mut child, Duration::from_millis(facts.jail.exec.timeout)).with_context(what)? {
         Some(status) if status.success() => Ok(()),
         Some(status) => bail!("{}: {status}", what()),
+        None if super::interrupted() => bail!("{}: interrupted", what()),
         None => bail!("{}: not done after {} ms", what(), facts.jail.exec.timeout),
     }
 }

@@ -12,7 +12,7 @@ use crate::spec::Spec;
 use crate::sys::socket;
 
 /// Longest silence of a keeper: a jail's slowest allowed hook inside, and then some.
-const ANSWER_LIMIT: Duration = Duration::from_secs(3600);
+const ANSWER_LIMIT: Duration = Duration::from_hours(1);
 /// How often an interrupt is looked for while a keeper works.
 const LOOK_MS: i64 = 100;
 

@@ -66,6 +66,7 @@ fn new_record(host: &Host, wanted: &DesiredJail) -> Record {
         keeper: None,
         init: None,
         first_id: 0,
+        cgroup_base: host.hierarchies.base().to_owned(),
         started_ms: crate::journal::now_ms(),
         hooks_done: std::collections::BTreeSet::new(),
     }
@@ -231,6 +232,7 @@ impl Start<'_> {
         Ok(Spec {
             instance: self.record.instance.clone(),
             paths: self.host.journal.paths.clone(),
+            cgroup_base: self.record.cgroup_base.clone(),
             cgroup_parent: self.host.config.cgroup.clone(),
             first_id: self.record.first_id,
             root: self.root.take().ok_or_else(|| anyhow!("the jail has no root"))?,

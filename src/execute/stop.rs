@@ -139,8 +139,15 @@ pub fn wait_keeper(keeper: Process) -> Result<()> {
     Ok(())
 }
 
+/// A jail's cgroup, wherever its starter has made it.
 pub fn cgroup(host: &Host, name: &JailName) -> Result<Cgroup> {
-    Cgroup::open(&host.hierarchies, &host.config.cgroup, name.as_str())
+    let mut hierarchies = host.hierarchies.clone();
+    if hierarchies.two()
+        && let Some(record) = host.journal.record(name)?
+    {
+        hierarchies = hierarchies.at(&record.cgroup_base)?;
+    }
+    Cgroup::open(&hierarchies, &host.config.cgroup, name.as_str())
 }
 
 /// Empties and removes a jail's cgroup; one that is gone is as good.

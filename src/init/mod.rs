@@ -17,6 +17,7 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use anyhow::{Context, Result, anyhow, bail};
 use serde::{Deserialize, Serialize};
 
+use crate::jail::NetworkMode;
 use crate::network;
 use crate::spec::{Spec, Stdio};
 use crate::sys::{confine, mount, namespace, process, socket};
@@ -83,6 +84,7 @@ pub fn enter(spec: &Spec, inherited: Inherited) -> ! {
 
 fn run(spec: &Spec, inherited: Inherited) -> Result<std::convert::Infallible> {
     process::set_parent_death_signal(Some(rustix::process::Signal::KILL))?;
+    process::name(c"stockade-init");
     confine::set_dumpable(false)?;
     process::block_all_signals();
     for tasks in &inherited.join {
@@ -118,6 +120,7 @@ fn run(spec: &Spec, inherited: Inherited) -> Result<std::convert::Infallible> {
         (None, Some(streams)) => streams,
         (None, None) => bail!("no standard streams were given"),
     };
+    // `run` is its jail's keeper and reaps it; a jail that is defined outlives a killed keeper.
     if !spec.stdio.is_callers() {
         process::set_parent_death_signal(None)?;
     }
@@ -152,7 +155,10 @@ fn build_root(
     let proc = mounts::proc(root.as_fd())?;
     // Through the jail's own procfs: the host's looks up network parameters of all jails in one list.
     let own_proc = format!("/proc/self/fd/{}", proc.as_raw_fd());
-    network::configure(spec.network.as_ref(), std::path::Path::new(&own_proc))?;
+    // The host's own network is not a jail's to change, were it only its loopback.
+    if spec.jail.network.mode != NetworkMode::Inherit {
+        network::configure(spec.network.as_ref(), std::path::Path::new(&own_proc))?;
+    }
     sysctl::apply(spec, proc.as_fd())?;
     devices::dev(root.as_fd(), devices, spec)?;
     mounts::sys(root.as_fd(), spec)?;

@@ -84,6 +84,7 @@ fn leave_starter() -> Result<bool> {
 }
 
 fn keep(socket: &OwnedFd) -> Result<i32> {
+    process::name(c"stockade-keeper");
     confine::set_dumpable(false)?;
     process::block_all_signals();
     // The descriptor is the lock of this instance: it is held by being open until the end.
@@ -95,7 +96,7 @@ fn keep(socket: &OwnedFd) -> Result<i32> {
     }
     let spec = hello.spec;
     let streams = Streams::open(spec.stdio)?;
-    let hierarchies = Hierarchies::detect()?;
+    let hierarchies = Hierarchies::detect()?.at(&spec.cgroup_base)?;
     let cgroup = Cgroup::open(&hierarchies, &spec.cgroup_parent, spec.name().as_str())?;
     let created = create::create(&spec, &cgroup, streams.inside, false)?;
     serve::serve(&spec, &cgroup, created, streams.outside, socket)?;

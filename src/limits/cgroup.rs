@@ -23,6 +23,8 @@ const PAUSE_MIN: Duration = Duration::from_micros(50);
 /// Cgroups a delegated jail may nest and make; removal keeps a descriptor a level.
 const NESTED_DEPTH_MAX: &str = "32";
 const NESTED_COUNT_MAX: &str = "1024";
+/// The leaf of [`Cgroup::visitors_dir`].
+const VISITORS: &str = "visitors";
 
 /// What a jail needs of its cgroup beside limits.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -236,6 +238,16 @@ impl Cgroup {
         let Some(tree) = self.host.unified() else { return Ok(None) };
         let dir = tree.open_dir(&self.path);
         dir.map(Some).with_context(|| format!("open {}", tree.full(&self.path).display()))
+    }
+
+    /// Where visitors of a whole system go: a leaf beside the cgroups of its init, which hands
+    /// controllers down and so can have no process in the jail's own cgroup.
+    pub fn visitors_dir(&self) -> Result<Option<OwnedFd>> {
+        let Some(tree) = self.host.unified() else { return Ok(None) };
+        let path = join(&self.path, VISITORS);
+        super::parents::make(tree, &path)?;
+        let dir = tree.open_dir(&path);
+        dir.map(Some).with_context(|| format!("open {}", tree.full(&path).display()))
     }
 
     /// Hands the v2 part to `id`, the jail's root as the host sees it, so that an init inside can

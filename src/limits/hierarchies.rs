@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
+use std::io;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -12,8 +13,11 @@ use super::setting::{Offer, SUM_ONE};
 use crate::jail::Limits;
 use crate::sys::cgroup::{Tree, VALUE_BYTES_MAX};
 
-/// The leaf our own processes sit in below a delegated cgroup: an inner node holds none.
-pub const SUPERVISOR: &str = "supervisor";
+/// The leaf our own processes sit in below a delegated cgroup: an inner node holds none. The unit
+/// names it too, `DelegateSubgroup=`.
+pub const SUPERVISOR: &str = "daemon";
+/// Where systemd puts the daemon's unit.
+const UNIT: &str = "system.slice/stockade.service";
 /// Cgroups looked at in the search for one that shows which files this kernel has.
 const SAMPLES_MAX: usize = 16;
 
@@ -73,14 +77,19 @@ impl Hierarchies {
     }
 
     /// The v2 cgroup everything is made below, relative to the mount point. A daemon in a cgroup
-    /// delegated to it and a command typed in a shell find different ones; the first to make a jail
-    /// records its own, and the other takes it over with [`Hierarchies::with_base`].
+    /// delegated to it and a command typed in a shell may find different ones, so each jail's record
+    /// holds its own, and whoever looks for the jail's goes there by [`Hierarchies::at`].
     pub fn base(&self) -> &str {
         &self.0.base
     }
 
-    /// The same hierarchies with another `base`, one that [`Hierarchies::base`] gave before.
-    pub fn with_base(&self, base: &str) -> Result<Self> {
+    /// These hierarchies with `base`, one that [`Hierarchies::base`] gave before. Costs nothing
+    /// when it is the same. A cgroup that is gone meanwhile is an empty one.
+    pub fn at(&self, base: &str) -> Result<Self> {
+        if base == self.base() || !self.two() { Ok(self.clone()) } else { self.with_base(base) }
+    }
+
+    fn with_base(&self, base: &str) -> Result<Self> {
         check_path(base)?;
         let inner = Inner { base: base.to_owned(), ..(*self.0).clone() };
         inner.look().map(|inner| Self(Arc::new(inner)))
@@ -228,8 +237,10 @@ impl Inner {
         if let Some(tree) = self.unified.as_deref().filter(|_| self.two) {
             let mut buffer = [0; VALUE_BYTES_MAX];
             let path = join(&self.base, "cgroup.controllers");
-            let text = tree.read(&path, &mut buffer);
-            let text = text.with_context(|| format!("read {}", tree.full(&path).display()))?;
+            let text = match tree.read(&path, &mut buffer) {
+                Err(error) if error.kind() == io::ErrorKind::NotFound && !self.base.is_empty() => "",
+                other => other.with_context(|| format!("read {}", tree.full(&path).display()))?,
+            };
             self.controllers = text.split(' ').map(str::to_owned).collect();
         }
         self.swap = self.offers(Controller::Memory, if self.two { "memory.swap.max" } else { SUM_ONE });
@@ -267,12 +278,14 @@ fn own_unified(cgroup: &str) -> String {
     if path.starts_with("..") { String::new() } else { path.to_owned() }
 }
 
-/// A unit with `Delegate=yes` and `DelegateSubgroup=supervisor` owns the cgroup above its own.
+/// A unit with `Delegate=yes` and `DelegateSubgroup=daemon` owns the cgroup above its own.
 /// Without the subgroup systemd could not start the unit again while jails run: it would have to
-/// put the process into an inner node, which the kernel refuses; so then the top is used.
+/// put the process into an inner node, which the kernel refuses; so then the top is used. A command
+/// from a shell joins the daemon's unit while that exists, where systemd leaves cgroups alone.
 fn base_of(tree: &Tree, own: &str) -> String {
-    let parent = own.strip_suffix(SUPERVISOR).and_then(|path| path.strip_suffix('/'));
-    parent.filter(|path| tree.delegated(path)).unwrap_or_default().to_owned()
+    let above = own.strip_suffix(SUPERVISOR).and_then(|path| path.strip_suffix('/'));
+    let ours = |unit: &&str| tree.delegated(unit) && tree.exists(&join(unit, SUPERVISOR));
+    above.filter(|unit| tree.delegated(unit)).or(Some(UNIT).filter(ours)).unwrap_or_default().to_owned()
 }
 
 /// Joins two relative paths, either of which may be empty.

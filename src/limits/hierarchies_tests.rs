@@ -65,7 +65,7 @@ fn v2_names_what_is_missing_with_its_fix() {
 #[test]
 fn v2_below_a_unit_names_the_unit() {
     let root = tree(&[("cgroup.controllers", ALL), ("s.service/cgroup.controllers", "cpu pids\n")]);
-    let host = two(&root, "0::/\n").unwrap().with_base("s.service").unwrap();
+    let host = two(&root, "0::/\n").unwrap().at("s.service").unwrap();
     assert_eq!((host.base(), host.two()), ("s.service", true));
     let reason = "in s.service: its unit needs Delegate=yes";
     check(
@@ -77,7 +77,10 @@ fn v2_below_a_unit_names_the_unit() {
             ("limits.swap", reason),
         ],
     );
-    assert!(host.with_base("../..").is_err() && host.with_base("gone").is_err());
+    assert!(host.at("../..").is_err());
+    let gone = host.at("gone").unwrap();
+    assert!(!Cgroup::open(&gone, "stockade", "web").unwrap().exists());
+    assert!(gone.refused().contains_key("limits.memory"));
 }
 
 #[test]
@@ -144,4 +147,26 @@ fn only_a_subgroup_of_a_delegated_unit_moves_the_base() {
     tree.remove(&unit).expect("remove the cgroup");
     set.expect("mark the cgroup");
     assert_eq!((before.as_str(), after), ("", [unit, String::new(), String::new()]));
+}
+
+#[test]
+fn the_unit_names_our_leaf() {
+    let line = format!("DelegateSubgroup={SUPERVISOR}");
+    assert!(include_str!("../../etc/stockade.service").lines().any(|found| found == line));
+}
+
+/// As systemd marks a unit, on a plain directory.
+#[test]
+fn a_shell_joins_the_unit_while_it_exists() {
+    let leaf = format!("{UNIT}/{SUPERVISOR}/cgroup.procs");
+    let controllers = format!("{UNIT}/cgroup.controllers");
+    let root = tree(&[("cgroup.controllers", ALL), (&controllers, ALL), (&leaf, "")]);
+    let base = || two(&root, "0::/user.slice/session-1.scope\n").unwrap().base().to_owned();
+    assert_eq!(base(), "");
+    let unit = root.path().join(UNIT);
+    rustix::fs::setxattr(&unit, "user.delegate", b"1", rustix::fs::XattrFlags::empty())
+        .expect("a file system with extended attributes");
+    assert_eq!(base(), UNIT);
+    fs::remove_dir_all(unit.join(SUPERVISOR)).expect("a directory");
+    assert_eq!(base(), "");
 }

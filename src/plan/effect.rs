@@ -115,6 +115,7 @@ fn record(name: &JailName, wanted: &DesiredJail, now_ms: u64) -> Record {
         keeper: None,
         init: None,
         first_id: 0,
+        cgroup_base: String::new(),
         started_ms: now_ms,
         hooks_done: BTreeSet::new(),
     }

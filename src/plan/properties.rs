@@ -141,6 +141,7 @@ fn record(jail: DesiredJail, name: &JailName, run: bool, stopping: bool) -> Reco
         keeper: None,
         init: None,
         first_id: 0,
+        cgroup_base: String::new(),
         started_ms: 0,
         hooks_done: BTreeSet::new(),
     }

@@ -21,7 +21,7 @@ fn told(machine: &Machine, failing: &str) {
         text += &format!("{name} = ['echo {name} {facts} >> {}{}']\n", order.display(), end(name));
     }
     for name in INSIDE {
-        text += &format!("{name} = ['echo {name} $0 >> /srv/order{}']\n", end(name));
+        text += &format!("{name} = ['echo {name} >> /srv/order{}']\n", end(name));
     }
     text += "command = ['sh', '-c', 'echo command >> /srv/order; exec sleep 1000']\n";
     text += &format!("[[mount]]\nsource = '{}'\ntarget = '/srv'\n", shared.display());
@@ -56,10 +56,10 @@ fn each_hook_runs_once_in_order_and_knows_its_jail() {
         "prepare a id",
         "prestart a id",
         "created a id root pid",
-        "start sh",
+        "start",
         "poststart a id root pid",
         "prestop a id root pid",
-        "stop sh",
+        "stop",
         "poststop a id root pid",
         "release a id root pid",
     ];

@@ -31,6 +31,7 @@ fn record() -> Record {
         boot_id: String::new(),
         name: name("web"),
         instance: String::new(),
+        cgroup_base: String::new(),
         file: "web.toml".into(),
         phase: Phase::Up,
         stopping: false,

@@ -20,13 +20,13 @@ fn told(machine: &Machine, failing: &str) {
     let mut text = "template = \"host\"\n[exec]\n".to_owned();
     for name in OUTSIDE {
         let facts = "$STOCKADE_NAME ${STOCKADE_ID:+id} ${STOCKADE_ROOT:+root} ${STOCKADE_PID:+pid}";
-        write!(text, "{name} = ['echo {name} {facts} >> {}{}']\n", order.display(), end(name)).unwrap();
+        writeln!(text, "{name} = ['echo {name} {facts} >> {}{}']", order.display(), end(name)).unwrap();
     }
     for name in INSIDE {
-        write!(text, "{name} = ['echo {name} >> /srv/order{}']\n", end(name)).unwrap();
+        writeln!(text, "{name} = ['echo {name} >> /srv/order{}']", end(name)).unwrap();
     }
     text += "command = ['sh', '-c', 'echo command >> /srv/order; exec sleep 1000']\n";
-    write!(text, "[[mount]]\nsource = '{}'\ntarget = '/srv'\n", shared.display()).unwrap();
+    writeln!(text, "[[mount]]\nsource = '{}'\ntarget = '/srv'", shared.display()).unwrap();
     machine.jail("a", &text);
 }
 

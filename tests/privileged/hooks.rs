@@ -1,5 +1,7 @@
 //! The ten hooks and the dependencies: order, facts, and what undoes what.
 
+use std::fmt::Write;
+
 use crate::apply::SLEEP;
 use crate::machine::Machine;
 
@@ -18,13 +20,13 @@ fn told(machine: &Machine, failing: &str) {
     let mut text = "template = \"host\"\n[exec]\n".to_owned();
     for name in OUTSIDE {
         let facts = "$STOCKADE_NAME ${STOCKADE_ID:+id} ${STOCKADE_ROOT:+root} ${STOCKADE_PID:+pid}";
-        text += &format!("{name} = ['echo {name} {facts} >> {}{}']\n", order.display(), end(name));
+        writeln!(text, "{name} = ['echo {name} {facts} >> {}{}']", order.display(), end(name)).unwrap();
     }
     for name in INSIDE {
-        text += &format!("{name} = ['echo {name} >> /srv/order{}']\n", end(name));
+        writeln!(text, "{name} = ['echo {name} >> /srv/order{}']", end(name)).unwrap();
     }
     text += "command = ['sh', '-c', 'echo command >> /srv/order; exec sleep 1000']\n";
-    text += &format!("[[mount]]\nsource = '{}'\ntarget = '/srv'\n", shared.display());
+    writeln!(text, "[[mount]]\nsource = '{}'\ntarget = '/srv'", shared.display()).unwrap();
     machine.jail("a", &text);
 }
 

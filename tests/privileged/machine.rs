@@ -224,6 +224,7 @@ impl Machine {
 
     /// Waits for something that another process does.
     #[track_caller]
+    #[allow(clippy::unused_self)] // It reads as what the machine is to become.
     pub fn wait_until(&self, what: &str, mut done: impl FnMut() -> bool) {
         let end = Instant::now() + WAIT_LIMIT;
         while !done() {
@@ -243,8 +244,8 @@ impl Machine {
 
     /// What a file of a jail's cgroup says, whichever hierarchy has it.
     pub fn cgroup_file(&self, name: &str, file: &str) -> Option<String> {
-        let paths = self.cgroups().into_iter().map(|parent| parent.join(name).join(file));
-        paths.filter_map(|path| std::fs::read_to_string(path).ok()).next().map(|text| text.trim().to_owned())
+        let mut paths = self.cgroups().into_iter().map(|parent| parent.join(name).join(file));
+        paths.find_map(|path| std::fs::read_to_string(path).ok()).map(|text| text.trim().to_owned())
     }
 
     /// Takes every jail down as a user would: without definitions nothing is to be up.

@@ -1,11 +1,13 @@
 //! `run` and `exec`: the command's own status, user, environment, directory and terminal.
 
+use rustix::process::Signal;
+
 use crate::apply::SLEEP;
 use crate::machine::Machine;
 
-fn run(machine: &Machine, argv: &[&str]) -> Option<i32> {
+fn run(machine: &Machine, words: &[&str]) -> Option<i32> {
     let mut args = vec!["run", "host", "--"];
-    args.extend(argv);
+    args.extend(words);
     machine.stockade(&args).status.code()
 }
 
@@ -41,7 +43,6 @@ fn run_streams_both_ways() {
 #[test]
 fn run_that_is_interrupted_leaves_nothing() {
     let Some(machine) = Machine::new() else { return };
-    use rustix::process::Signal;
     for signal in [Signal::INT, Signal::TERM, Signal::KILL] {
         let mut run =
             machine.command(&["run", "--name", "r", "host", "--", "sleep", "1000"]).spawn().unwrap();
@@ -120,7 +121,7 @@ fn a_command_on_a_terminal_gets_one_of_the_jails_own() {
         let output = assert_cmd::Command::new("script")
             .args(["-qec", &line, "/dev/null"])
             .env("TERM", "vt100")
-            .timeout(std::time::Duration::from_secs(60))
+            .timeout(std::time::Duration::from_mins(1))
             .output()
             .unwrap();
         let said = crate::machine::said(&output);

@@ -12,6 +12,7 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
+use rustix::fs::{IFlags, ioctl_getflags, ioctl_setflags};
 
 use crate::desired::Paths;
 use crate::jail::JailName;
@@ -20,6 +21,8 @@ use crate::live::{RECORD_SCHEMA, Record, Restarts};
 
 /// A record larger than this is not ours.
 const RECORD_BYTES_MAX: u64 = 4 << 20;
+/// One read for most of them, where a growing buffer takes six.
+const RECORD_BYTES_USUAL: usize = 8 << 10;
 
 /// Writes a file whole or not at all, for readers and for crashes of this process.
 pub fn replace(path: &Path, contents: &[u8]) -> Result<()> {
@@ -95,6 +98,7 @@ impl Journal {
         ] {
             make_directory(&directory, mode)?;
         }
+        spread(&paths.state.join("jails"));
         Ok(Self { paths: paths.clone(), boot_id: boot_id()? })
     }
 
@@ -227,9 +231,26 @@ fn read(path: &Path) -> Result<Option<Vec<u8>>> {
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(None),
         other => other.with_context(|| format!("open {}", path.display()))?,
     };
-    let mut text = Vec::new();
+    let mut text = Vec::with_capacity(RECORD_BYTES_USUAL);
     file.take(RECORD_BYTES_MAX).read_to_end(&mut text).with_context(|| format!("read {}", path.display()))?;
     Ok(Some(text))
+}
+
+/// Tells ext4 that what lies in the directory has nothing in common, so that each jail's files go
+/// to a block group of their own. Every mount of an overlay makes and deletes a few inodes, ext4
+/// steps over each one it has freed in the last five seconds, and with hundreds of jails in one
+/// group those steps are most of a start. Other file systems refuse, and need no hint.
+fn spread(directory: &Path) {
+    let hinted = std::fs::File::open(directory).and_then(|directory| {
+        let found = ioctl_getflags(&directory)?;
+        if found.contains(IFlags::TOPDIR) {
+            Ok(())
+        } else {
+            Ok(ioctl_setflags(&directory, found | IFlags::TOPDIR)?)
+        }
+    });
+    // Only speed is lost without it.
+    let _ = hinted;
 }
 
 /// Makes one directory with exactly this mode; an existing one keeps its own.
@@ -244,4 +265,34 @@ pub fn make_directory(path: &Path, mode: u32) -> Result<()> {
         .create(path)
         .and_then(|()| std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode)))
         .with_context(|| format!("make directory {}", path.display()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn restarts_are_counted_in_one_boot() {
+        let base = tempfile::tempdir().unwrap();
+        let path = |name: &str| base.path().join(name);
+        let paths = Paths { config: path("etc"), state: path("state"), run: path("run"), log: path("log") };
+        let mut journal = Journal::open(&paths).unwrap();
+        let name = JailName::new("web").unwrap();
+        let restarts = Restarts { count: 3, crash_loop: true, ..Restarts::default() };
+        journal.write_restarts(&name, &restarts).unwrap();
+        assert_eq!(journal.restarts(&name).unwrap(), restarts);
+        journal.boot_id = "the next".into();
+        assert_eq!(journal.restarts(&name).unwrap(), Restarts::default());
+    }
+
+    #[test]
+    fn what_cannot_be_written_leaves_nothing_behind() {
+        let base = tempfile::tempdir().unwrap();
+        // A directory cannot be replaced by a file.
+        std::fs::create_dir(base.path().join("record.json")).unwrap();
+        for write in [replace, replace_synced] {
+            assert!(write(&base.path().join("record.json"), b"{}").is_err());
+            assert_eq!(std::fs::read_dir(base.path()).unwrap().count(), 1);
+        }
+    }
 }

@@ -67,6 +67,7 @@ pub mod status;
 pub mod template;
 
 pub mod cli;
+pub mod cores;
 pub mod daemon;
 pub mod execute;
 pub mod init;

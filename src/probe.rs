@@ -8,6 +8,7 @@ use std::path::Path;
 use anyhow::{Context, Result};
 use rustix::fs::{Mode, OFlags};
 
+use crate::cores;
 use crate::desired::HostConfig;
 use crate::jail::{JailName, Settings};
 use crate::journal::Journal;
@@ -17,30 +18,45 @@ use crate::network::{self, Observed};
 use crate::step::Phase;
 use crate::sys::process;
 
+/// With no more jails than these, links are only dumped when one of them has one.
+const FEW: usize = 8;
+const OWN_LINK: &[u8] = network::HOST_LINK_PREFIX.as_bytes();
+
 /// One look at everything.
 pub fn probe(journal: &Journal, host: &HostConfig, hierarchies: &Hierarchies) -> Result<Live> {
     let names = journal.names()?;
     let now_ms = crate::journal::now_ms();
-    // Only asked when some jail has a link: the answer costs a dump of all links.
-    let mut links: Option<BTreeMap<String, Observed>> = None;
-    let mut jails = BTreeMap::new();
-    for name in names {
-        let record = match journal.record(&name) {
-            Ok(record) => record,
-            Err(error) => {
-                let unreadable = Some(format!("{error:#}"));
-                jails.insert(name, LiveJail { unreadable, ..LiveJail::default() });
-                continue;
-            }
-        };
-        if links.is_none() && record.as_ref().is_some_and(|r| wants_link(&r.settings)) {
-            links = Some(network::observe().context("look at the jails' links")?);
-        }
-        let jail = look(journal, host, hierarchies, &name, record, links.as_ref())?;
-        jails.insert(name, jail);
-    }
+    let jails = jails(journal, host, hierarchies, &names)?;
     let refused = hierarchies.refused();
     Ok(Live { jails, layers: layers(&journal.paths.state)?, bridges: bridges(), refused, now_ms })
+}
+
+/// All jails, on all cores. The dump of links is begun beside them rather than when the first
+/// jail with one is found: with many it takes as long as all the rest.
+fn jails(
+    journal: &Journal,
+    host: &HostConfig,
+    hierarchies: &Hierarchies,
+    names: &[JailName],
+) -> Result<BTreeMap<JailName, LiveJail>> {
+    let look = |name: &JailName| match journal.record(name) {
+        Ok(record) => look(journal, host, hierarchies, name, record),
+        // That jail alone is set apart; the others are not to suffer from it.
+        Err(error) => Ok(LiveJail { unreadable: Some(format!("{error:#}")), ..LiveJail::default() }),
+    };
+    let (looked, links) = std::thread::scope(|scope| {
+        let links = (names.len() > FEW).then(|| scope.spawn(network::observe));
+        let looked: Result<Vec<LiveJail>> = cores::map(names, look).into_iter().collect();
+        (looked, links.map(|dump| dump.join().expect("a panic ends the program")))
+    });
+    let mut jails: BTreeMap<JailName, LiveJail> = names.iter().cloned().zip(looked?).collect();
+    if jails.values().any(has_link) {
+        let links = links.unwrap_or_else(network::observe).context("look at the jails' links")?;
+        for jail in jails.values_mut() {
+            observe_link(jail, &links);
+        }
+    }
+    Ok(jails)
 }
 
 /// One jail alone.
@@ -50,12 +66,11 @@ pub fn one(
     hierarchies: &Hierarchies,
     name: &JailName,
 ) -> Result<LiveJail> {
-    let record = journal.record(name)?;
-    let links = match &record {
-        Some(record) if wants_link(&record.settings) => Some(network::observe()?),
-        _ => None,
-    };
-    look(journal, host, hierarchies, name, record, links.as_ref())
+    let mut jail = look(journal, host, hierarchies, name, journal.record(name)?)?;
+    if has_link(&jail) {
+        observe_link(&mut jail, &network::observe()?);
+    }
+    Ok(jail)
 }
 
 fn look(
@@ -64,7 +79,6 @@ fn look(
     hierarchies: &Hierarchies,
     name: &JailName,
     record: Option<Record>,
-    links: Option<&BTreeMap<String, Observed>>,
 ) -> Result<LiveJail> {
     let mut jail = LiveJail {
         held: journal.held(name),
@@ -82,11 +96,17 @@ fn look(
         if cgroup.frozen()? {
             jail.state = JailState::Frozen;
         }
-        observe_link(&mut jail.observed, &record, links);
         jail.changed_files = changed_files(&record)?;
     }
     jail.record = Some(record);
     Ok(jail)
+}
+
+/// Whether there is a link to look at.
+fn has_link(jail: &LiveJail) -> bool {
+    let running = matches!(jail.state, JailState::Up | JailState::Frozen);
+    let settings = jail.record.as_ref().map(|record| &record.settings);
+    running && settings.is_some_and(wants_link)
 }
 
 fn wants_link(settings: &Settings) -> bool {
@@ -114,14 +134,14 @@ pub fn state(record: &Record, exit: Option<&Exit>) -> JailState {
 
 /// What the host end of the jail's link is: a port of which bridge, and the addresses inside,
 /// written as the definition writes them.
-fn observe_link(observed: &mut Settings, record: &Record, links: Option<&BTreeMap<String, Observed>>) {
-    let Some(links) = links else { return };
-    if !wants_link(&record.settings) {
+fn observe_link(jail: &mut LiveJail, links: &BTreeMap<String, Observed>) {
+    if !has_link(jail) {
         return;
     }
+    let Some(record) = &jail.record else { return };
     let found = links.get(&network::host_link(&record.name));
     let bridge = found.and_then(|link| link.bridge.clone()).unwrap_or_default();
-    observed.insert("network.bridge".into(), bridge.into());
+    jail.observed.insert("network.bridge".into(), bridge.into());
     if !record.settings.contains_key("network.address") {
         return;
     }
@@ -132,7 +152,7 @@ fn observe_link(observed: &mut Settings, record: &Record, links: Option<&BTreeMa
     let same = wanted.len() == addresses.len()
         && wanted.iter().all(|w| w.as_str().is_some_and(|w| addresses.iter().any(|a| a == w)));
     let value = if same { record.settings["network.address"].clone() } else { addresses.into() };
-    observed.insert("network.address".into(), value);
+    jail.observed.insert("network.address".into(), value);
 }
 
 fn changed_files(record: &Record) -> Result<BTreeSet<std::path::PathBuf>> {
@@ -164,12 +184,64 @@ fn layers(state: &Path) -> Result<BTreeSet<String>> {
         .collect())
 }
 
-/// Bridges by their sysfs directories; none when /sys is not there.
+/// Bridges by their sysfs directories; none when /sys is not there. The jails' own links are
+/// none, and many.
 fn bridges() -> BTreeSet<String> {
     let Ok(entries) = std::fs::read_dir("/sys/class/net") else { return BTreeSet::new() };
     entries
         .filter_map(Result::ok)
+        .filter(|entry| !entry.file_name().as_encoded_bytes().starts_with(OWN_LINK))
         .filter(|entry| entry.path().join("bridge").exists())
         .filter_map(|entry| entry.file_name().into_string().ok())
         .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_record_and_its_processes_amount_to_a_state() {
+        let me = process::identify(std::process::id().cast_signed()).unwrap();
+        let gone = Process { start_time: me.start_time + 1, ..me };
+        let killed = Exit { signal: Some(libc::SIGKILL), ..Exit::default() };
+        let ended = Exit { code: Some(3), ..Exit::default() };
+        let check = |phase: Phase, stopping: bool, init: Process, keeper: Process, exit: Option<&Exit>| {
+            let record = Record {
+                schema: crate::live::RECORD_SCHEMA,
+                boot_id: String::new(),
+                name: JailName::new("web").unwrap(),
+                instance: String::new(),
+                file: "web.toml".into(),
+                phase,
+                stopping,
+                settings: Settings::new(),
+                layers: Vec::new(),
+                host_usr: false,
+                files: BTreeMap::new(),
+                keeper: Some(keeper),
+                init: Some(init),
+                first_id: 0,
+                cgroup_base: String::new(),
+                started_ms: 0,
+                hooks_done: BTreeSet::new(),
+            };
+            state(&record, exit)
+        };
+        for (phase, stopping, init, keeper, exit, expect) in [
+            (Phase::Up, false, me, me, None, JailState::Up),
+            (Phase::Up, false, me, gone, None, JailState::Orphaned),
+            (Phase::Up, false, gone, gone, None, JailState::Exited(killed.clone())),
+            (Phase::Up, false, gone, me, Some(&ended), JailState::Exited(ended.clone())),
+            // Not on its own yet: whatever runs, and however it ended, it is a start that was cut.
+            (Phase::Poststart, false, me, me, None, JailState::Partial),
+            (Phase::Poststart, false, gone, gone, Some(&ended), JailState::Partial),
+            (Phase::Create, false, gone, gone, None, JailState::Partial),
+            (Phase::Terminate, true, me, me, None, JailState::Partial),
+            (Phase::Poststop, true, gone, gone, Some(&ended), JailState::Partial),
+            (Phase::Release, true, gone, gone, Some(&ended), JailState::Down),
+        ] {
+            assert_eq!(check(phase, stopping, init, keeper, exit), expect, "{phase} {stopping}");
+        }
+    }
 }

@@ -119,8 +119,8 @@ fn pass_on(signal: i32, master: Option<BorrowedFd<'_>>, forward: &dyn Fn(i32)) {
     }
 }
 
-/// The signals a command on a terminal gets, as a descriptor.
-fn catch() -> Result<SignalFd> {
+/// The signals a command on a terminal gets.
+fn signals() -> SigSet {
     let mut set = SigSet::empty();
     for signal in [
         Signal::SIGINT,
@@ -133,8 +133,18 @@ fn catch() -> Result<SignalFd> {
     ] {
         set.add(signal);
     }
-    set.thread_block().context("block signals")?;
-    SignalFd::with_flags(&set, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK)
+    set
+}
+
+/// Keeps those signals for [`relay`], which passes on what has come since.
+pub fn hold_signals() -> Result<()> {
+    signals().thread_block().context("block signals")
+}
+
+/// Those signals as a descriptor.
+fn catch() -> Result<SignalFd> {
+    hold_signals()?;
+    SignalFd::with_flags(&signals(), SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK)
         .context("open a signal descriptor")
 }
 

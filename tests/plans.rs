@@ -232,6 +232,7 @@ fn live_jail(seen: &Seen, then: LiveJail) -> LiveJail {
         restarts: Restarts { not_before_ms, crash_loop: seen.crash_loop, ..Restarts::default() },
         exit: seen.exit.as_deref().map(exit),
         has_data: seen.has_data,
+        unreadable: None,
     }
 }
 

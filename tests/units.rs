@@ -21,19 +21,21 @@ fn output(command: &mut Command) -> Option<Output> {
 }
 
 #[test]
-fn the_unit_is_understood() {
+fn the_units_are_understood() {
     let dir = tempfile::tempdir().unwrap();
-    let unit = fs::read_to_string(shipped("stockade.service")).unwrap();
-    // The program must exist to be verified.
-    let unit = unit.replace("/usr/sbin/stockade ", "/bin/true ");
-    let path = dir.path().join("stockade.service");
-    fs::write(&path, unit).unwrap();
+    let units = ["stockade.service", "stockade-shutdown.service"];
+    for name in units {
+        let unit = fs::read_to_string(shipped(name)).unwrap();
+        // The program must exist to be verified.
+        fs::write(dir.path().join(name), unit.replace("/usr/sbin/stockade ", "/bin/true ")).unwrap();
+    }
     let mut verify = Command::new("systemd-analyze");
-    let Some(output) = output(verify.args(["verify", "--man=no"]).arg(&path)) else { return };
+    verify.args(["verify", "--man=no"]).args(units.map(|name| dir.path().join(name)));
+    let Some(output) = output(&mut verify) else { return };
     let said = String::from_utf8_lossy(&output.stderr);
     let complaints: Vec<&str> = said
         .lines()
-        .filter(|line| line.contains("stockade.service"))
+        .filter(|line| line.contains("stockade"))
         // Known since systemd 254.
         .filter(|line| !line.contains("'DelegateSubgroup'"))
         .collect();
@@ -49,6 +51,8 @@ fn the_unit_keeps_what_jails_depend_on() {
         "NotifyAccess=main",
         "KillMode=process",
         "Delegate=yes",
+        // Where `limits` looks for our own processes.
+        "DelegateSubgroup=supervisor",
         "OOMPolicy=continue",
         "TasksMax=infinity",
         "Restart=on-failure",
@@ -60,6 +64,16 @@ fn the_unit_keeps_what_jails_depend_on() {
         let set = lines.iter().find(|line| line.starts_with(key) && line.contains('='));
         assert_eq!(set, None, "{key}");
     }
+}
+
+#[test]
+fn the_jails_stop_after_the_daemon_and_by_a_command_that_there_is() {
+    let unit = fs::read_to_string(shipped("stockade-shutdown.service")).unwrap();
+    // Started before it, and so stopped after it.
+    assert!(unit.lines().any(|line| line == "Before=stockade.service"));
+    let stop = unit.lines().find_map(|line| line.strip_prefix("ExecStop=/usr/sbin/stockade ")).unwrap();
+    let words = std::iter::once("stockade").chain(stop.split(' '));
+    assert!(<stockade::cli::Options as clap::Parser>::try_parse_from(words).is_ok(), "{stop}");
 }
 
 #[test]

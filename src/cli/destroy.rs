@@ -43,7 +43,7 @@ pub fn destroy(options: &Options, asked: &Destroy) -> Result<i32> {
     }
     // Not across the question: an apply need not wait for a person.
     let _lock = lock::all(&host.journal.paths, &|holder| {
-        eprintln!("stockade: waiting for another apply ({holder})")
+        eprintln!("stockade: waiting for another apply ({holder})");
     })?;
     let live = probe::probe(&host.journal, &host.config, &host.hierarchies)?;
     let mut ranges: BTreeMap<JailName, Vec<u32>> = BTreeMap::new();
@@ -72,18 +72,14 @@ fn consent(names: &BTreeSet<JailName>) -> Result<bool> {
     let list: Vec<&str> = names.iter().map(JailName::as_str).collect();
     let question = format!("Stop {} and delete all files in it?", list.join(", "));
     let answer = output::ask(&question).context("read the answer")?;
-    match answer {
-        Some(yes) => {
-            if !yes {
-                eprintln!("stockade: nothing was destroyed");
-            }
-            Ok(yes)
-        }
-        None => {
-            eprintln!("stockade: destroy {}: there is no terminal to ask on, give --yes", list.join(" "));
-            Ok(false)
-        }
+    let Some(yes) = answer else {
+        eprintln!("stockade: destroy {}: there is no terminal to ask on, give --yes", list.join(" "));
+        return Ok(false);
+    };
+    if !yes {
+        eprintln!("stockade: nothing was destroyed");
     }
+    Ok(yes)
 }
 
 /// What a definition that is still there will lead to.

@@ -6,11 +6,14 @@ mod kernel;
 mod limits;
 mod trial;
 
-use anyhow::Result;
+use std::fmt::Write as _;
+
 use serde_json::{Value, json};
 
 use super::{DONE, FAILED, Options, output};
 use crate::source;
+
+const WRITES: &str = "writing to a String cannot fail";
 
 /// How one thing stands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -77,7 +80,7 @@ impl Line {
     }
 }
 
-pub fn doctor(options: &Options) -> Result<i32> {
+pub fn doctor(options: &Options) -> i32 {
     let config = source::host(&options.paths());
     let mut lines = kernel::lines(&config);
     lines.extend(limits::lines(&config));
@@ -87,7 +90,7 @@ pub fn doctor(options: &Options) -> Result<i32> {
     } else {
         output::text(&text(&lines, output::colour(&std::io::stdout())));
     }
-    Ok(if lines.iter().any(|line| line.verdict == Verdict::No) { FAILED } else { DONE })
+    if lines.iter().any(|line| line.verdict == Verdict::No) { FAILED } else { DONE }
 }
 
 fn item(line: &Line) -> Value {
@@ -105,9 +108,9 @@ fn text(lines: &[Line], colour: bool) -> String {
     for line in lines {
         let word = line.verdict.word();
         let (on, off) = if colour { (line.verdict.colour(), "\x1b[0m") } else { ("", "") };
-        text.push_str(&format!("{on}{word:<7}{off}  {:<width$}  {}\n", line.what, line.seen));
+        writeln!(text, "{on}{word:<7}{off}  {:<width$}  {}", line.what, line.seen).expect(WRITES);
         if let Some(remedy) = &line.remedy {
-            text.push_str(&format!("{:9}{:width$}  remedy: {remedy}\n", "", ""));
+            writeln!(text, "{:9}{:width$}  remedy: {remedy}", "", "").expect(WRITES);
         }
     }
     text

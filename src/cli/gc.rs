@@ -21,7 +21,7 @@ use crate::{network, probe, root, source, status};
 
 /// A throw-away jail has no record, only a range of ids; one that is younger than this may still
 /// be building its layers. Longer than the longest build.
-const SETTLED: Duration = Duration::from_secs(2 * 3600);
+const SETTLED: Duration = Duration::from_hours(2);
 
 /// One thing that nothing uses.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]

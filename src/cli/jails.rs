@@ -315,7 +315,7 @@ fn carry_out(
         match outcome {
             execute::Outcome::Failed(reason) => eprintln!("stockade: {name}: {reason}"),
             execute::Outcome::Skipped(after) => {
-                eprintln!("stockade: {name}: skipped, for {after} did not end well")
+                eprintln!("stockade: {name}: skipped, for {after} did not end well");
             }
             execute::Outcome::Done => {}
         }

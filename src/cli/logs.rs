@@ -72,17 +72,14 @@ fn logged(directory: &Path) -> Vec<String> {
 
 /// The earliest stamp wanted: a moment, or that long before `now`.
 fn moment(text: &str, now: jiff::Timestamp) -> Result<String> {
-    let at = match text.parse::<jiff::Timestamp>() {
-        Ok(at) => at,
-        Err(_) => {
-            let ms = definition::duration(text).map_err(|_| {
-                anyhow!(
-                    "--since {text}: neither a moment such as 2026-11-23T10:00:00Z nor a while such as 10m"
-                )
-            })?;
-            let back = jiff::SignedDuration::from_millis(i64::try_from(ms).unwrap_or(i64::MAX));
-            now.checked_sub(back).with_context(|| format!("--since {text}"))?
-        }
+    let at = if let Ok(at) = text.parse::<jiff::Timestamp>() {
+        at
+    } else {
+        let ms = definition::duration(text).map_err(|_| {
+            anyhow!("--since {text}: neither a moment such as 2026-11-23T10:00:00Z nor a while such as 10m")
+        })?;
+        let back = jiff::SignedDuration::from_millis(i64::try_from(ms).unwrap_or(i64::MAX));
+        now.checked_sub(back).with_context(|| format!("--since {text}"))?
     };
     Ok(format!("{at:.6}"))
 }

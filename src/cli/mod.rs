@@ -77,7 +77,7 @@ fn dispatch(options: &Options) -> anyhow::Result<i32> {
         Command::Destroy(destroy) => destroy::destroy(options, destroy),
         Command::Gc(gc) => gc::gc(options, gc.dry_run),
         Command::Template(template) => template::template(options, template),
-        Command::Doctor => doctor::doctor(options),
+        Command::Doctor => Ok(doctor::doctor(options)),
         Command::Explain(explain) => reference::explain(options, explain.key.as_deref()),
         Command::Schema => Ok(reference::schema()),
         Command::Man => Ok(reference::man()),

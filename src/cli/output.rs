@@ -8,6 +8,7 @@ use super::Options;
 use crate::diagnostic::{self, Diagnostic};
 
 /// `{"schema": 1, "kind": …, "items": […]}`.
+#[allow(clippy::needless_pass_by_value)]
 pub fn envelope(kind: &str, items: Value) -> Value {
     json!({ "schema": 1, "kind": kind, "items": items })
 }

@@ -55,7 +55,9 @@ pub fn apply(options: &Options, only: &[String], no_restart: bool) -> Result<i32
     if diagnostic::has_errors(&passed.diagnostics) {
         return Ok(INVALID);
     }
-    Ok(if passed.failures.is_empty() { DONE } else { FAILED })
+    // Refused without a diagnostic: the host cannot enforce what the definition asks for.
+    let done = passed.failures.is_empty() && passed.plan.refused.is_empty();
+    Ok(if done { DONE } else { FAILED })
 }
 
 fn with_failures(passed: &Passed) -> serde_json::Value {

@@ -29,7 +29,10 @@ fn chosen(name: Option<&str>) -> Result<Vec<&'static Key>> {
     let all = || KEYS.iter().chain(HOST_KEYS);
     let Some(name) = name else { return Ok(all().collect()) };
     let rows: Vec<&Key> = all().filter(|key| key.name == name || key.table() == name).collect();
-    if rows.is_empty() { bail!(unknown(name)) } else { Ok(rows) }
+    if rows.is_empty() {
+        bail!(unknown(name));
+    }
+    Ok(rows)
 }
 
 fn unknown(name: &str) -> String {

@@ -29,6 +29,8 @@ pub fn run(options: &Options, asked: &Run) -> Result<i32> {
     if host.journal.record(&name)?.is_some() {
         bail!("a jail named {name} exists");
     }
+    // From here on something is to be cleared away: ctrl-C ends the command, not this process.
+    terminal::hold_signals()?;
     let slot = ids::slot(&host.journal.paths.state, host.config.ids)?;
     in_jail(&host, &wanted, ids::first(host.config.ids, slot.number), asked)
 }

@@ -7,17 +7,16 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow, bail};
 
-use crate::keeper::{Answer, Hello, KEEPER_NAME, PROTOCOL, Word};
-use crate::spec::Spec;
+use crate::keeper::{Answer, Hello, KEEPER_NAME, Word};
 use crate::sys::socket;
 
 /// Longest silence of a keeper: a jail's slowest allowed hook inside, and then some.
-const ANSWER_LIMIT: Duration = Duration::from_secs(3600);
+const ANSWER_LIMIT: Duration = Duration::from_hours(1);
 /// How often an interrupt is looked for while a keeper works.
 const LOOK_MS: i64 = 100;
 
 /// Starts a keeper and hands it its specification, with the lock that it holds as long as it lives.
-pub fn spawn(program: &OwnedFd, spec: Spec, instance: OwnedFd) -> Result<OwnedFd> {
+pub fn spawn(program: &OwnedFd, hello: &Hello, instance: &OwnedFd) -> Result<OwnedFd> {
     let (ours, theirs) = socket::pair()?;
     let mut child = Command::new(format!("/proc/self/fd/{}", program.as_raw_fd()))
         .arg0(KEEPER_NAME)
@@ -28,8 +27,7 @@ pub fn spawn(program: &OwnedFd, spec: Spec, instance: OwnedFd) -> Result<OwnedFd
         .current_dir("/")
         .spawn()
         .context("start the keeper")?;
-    let hello = Hello { protocol: PROTOCOL, spec };
-    let message = serde_json::to_vec(&hello).context("write the specification")?;
+    let message = serde_json::to_vec(hello).context("write the specification")?;
     socket::send(ours.as_fd(), &message, &[instance.as_fd()])?;
     // It leaves us at once: the keeper proper is not our child.
     child.wait().context("wait for the keeper to leave")?;

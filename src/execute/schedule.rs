@@ -129,7 +129,10 @@ mod tests {
         ];
         let ended = run(tasks, &|name| {
             order.lock().unwrap().push(name.to_string());
-            if name.as_str() == "bad" { anyhow::bail!("no") } else { Ok(()) }
+            if name.as_str() == "bad" {
+                anyhow::bail!("no")
+            }
+            Ok(())
         });
         let order = order.into_inner().unwrap();
         let at = |n: &str| order.iter().position(|o| o == n);

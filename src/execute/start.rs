@@ -9,7 +9,7 @@ use super::{Host, hook, keeper, stop};
 use crate::desired::DesiredJail;
 use crate::jail::{Jail, JailName, OnStop};
 use crate::journal::{ids, lock};
-use crate::keeper::{Answer, Word};
+use crate::keeper::{Answer, Hello, PROTOCOL, Word};
 use crate::limits::{Cgroup, Needs};
 use crate::live::{RECORD_SCHEMA, Record};
 use crate::spec::{RootSpec, Spec, Stdio, Writes};
@@ -179,9 +179,9 @@ impl Start<'_> {
     }
 
     fn create(&mut self) -> Result<()> {
-        let spec = self.spec()?;
+        let hello = Hello { protocol: PROTOCOL, spec: self.spec()? };
         let instance = self.instance.take().ok_or_else(|| anyhow!("the jail is not claimed"))?;
-        let socket = keeper::spawn(&self.host.program, spec, instance)?;
+        let socket = keeper::spawn(&self.host.program, &hello, &instance)?;
         match keeper::answer(socket.as_fd())? {
             Answer::Created { keeper, init, .. } => {
                 self.record.keeper = Some(keeper);

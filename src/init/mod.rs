@@ -84,6 +84,7 @@ pub fn enter(spec: &Spec, inherited: Inherited) -> ! {
 
 fn run(spec: &Spec, inherited: Inherited) -> Result<std::convert::Infallible> {
     process::set_parent_death_signal(Some(rustix::process::Signal::KILL))?;
+    process::name(c"stockade-init");
     confine::set_dumpable(false)?;
     process::block_all_signals();
     for tasks in &inherited.join {

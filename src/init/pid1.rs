@@ -20,6 +20,7 @@ use crate::sys::process::{self, Ended};
 const LAST_WAIT_MS: i64 = 8_000;
 
 /// Runs the jail until its end; never returns.
+#[allow(clippy::needless_pass_by_value)]
 pub fn serve(spec: &Spec, channel: OwnedFd, streams: [OwnedFd; 3]) -> Result<Infallible> {
     if let Some(path) = &spec.jail.exec.boot {
         return boot(spec, path, streams);

@@ -172,7 +172,7 @@ fn open_sources(wanted: &[Mount]) -> Result<Sources> {
                 sources.mounts.push((copy, !has("noidmap")));
             }
             Err(e) if e.kind() == std::io::ErrorKind::NotFound && has("optional") => {
-                sources.missing.push(index)
+                sources.missing.push(index);
             }
             Err(e) => return Err(e).with_context(|| format!("open mount source {}", entry.source.display())),
         }

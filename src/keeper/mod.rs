@@ -54,10 +54,7 @@ pub struct Hello {
 
 /// The keeper's main: standard input is the socket to the starter.
 pub fn main() -> i32 {
-    let socket = match std::io::stdin().as_fd().try_clone_to_owned() {
-        Ok(socket) => socket,
-        Err(_) => return 125,
-    };
+    let Ok(socket) = std::io::stdin().as_fd().try_clone_to_owned() else { return 125 };
     match leave_starter().and_then(|parent| if parent { Ok(0) } else { keep(&socket) }) {
         Ok(status) => status,
         Err(error) => {
@@ -84,6 +81,7 @@ fn leave_starter() -> Result<bool> {
 }
 
 fn keep(socket: &OwnedFd) -> Result<i32> {
+    process::name(c"stockade-keeper");
     confine::set_dumpable(false)?;
     process::block_all_signals();
     // The descriptor is the lock of this instance: it is held by being open until the end.

@@ -122,7 +122,7 @@ impl Keeper<'_> {
             for source in ready {
                 match source {
                     Source::Starter => self.starter_spoke()?,
-                    Source::Init => self.init_spoke()?,
+                    Source::Init => self.init_spoke(),
                     Source::Output => self.read_output(),
                     Source::Listener => self.new_viewer(),
                     Source::Viewer(index) => self.viewer_typed(index),
@@ -177,7 +177,7 @@ impl Keeper<'_> {
         Ok(())
     }
 
-    fn init_spoke(&mut self) -> Result<()> {
+    fn init_spoke(&mut self) {
         match create::hear(self.jail.channel.as_fd()) {
             Ok(Some((Report::Started, _))) => {
                 self.stage = Stage::Up;
@@ -191,7 +191,6 @@ impl Keeper<'_> {
             Ok(Some((Report::Created, _))) => {}
             Ok(None) | Err(_) => self.init_closed(),
         }
-        Ok(())
     }
 
     /// A whole system's init closes the channel by executing its program; otherwise it is the end,

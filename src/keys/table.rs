@@ -125,7 +125,7 @@ pub const KEYS: &[Key] = &[
         "The most memory the jail may use, hard."),
     key("limits.memory_high", Kind::Size { min: MIB, max: SIZE_MAX }, "no limit", Cost::Live, "memory.high; on v1 memory.soft_limit_in_bytes",
         "The amount of memory above which the jail is slowed and reclaimed."),
-    key("limits.swap", ANY_SIZE, "no limit", Cost::Live, "memory.swap.max; on v1 memory.memsw.limit_in_bytes",
+    key("limits.swap", ANY_SIZE, "\"0\" where `limits.memory` is set, else no limit", Cost::Live, "memory.swap.max; on v1 memory.memsw.limit_in_bytes",
         "The most swap the jail may use beside `limits.memory`."),
     key("limits.cpu", Kind::Cpus, "no limit", Cost::Live, "cpu.max; on v1 cpu.cfs_quota_us",
         "How many CPUs' worth of time the jail may use, such as 1.5."),

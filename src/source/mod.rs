@@ -12,6 +12,7 @@ use std::fs::{self, DirEntry};
 use std::io;
 use std::path::{Path, PathBuf};
 
+use crate::cores;
 use crate::definition::{self, RawHost};
 use crate::desired::{Desired, HostConfig, Paths};
 use crate::diagnostic::Diagnostic;
@@ -302,8 +303,7 @@ pub fn parse(paths: &Paths, texts: Texts) -> Input {
     if let Some(why) = texts.host_refused {
         input.host = RawHost { broken: Some(why), ..RawHost::default() };
     }
-    for (file, text) in &texts.definitions {
-        let (definition, found) = definition::parse(file, text);
+    for (definition, found) in cores::map(&texts.definitions, |(file, text)| definition::parse(file, text)) {
         input.definitions.extend(definition);
         input.diagnostics.extend(found);
     }

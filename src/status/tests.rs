@@ -31,6 +31,7 @@ fn record() -> Record {
         boot_id: String::new(),
         name: name("web"),
         instance: String::new(),
+        cgroup_base: String::new(),
         file: "web.toml".into(),
         phase: Phase::Up,
         stopping: false,
@@ -41,7 +42,6 @@ fn record() -> Record {
         keeper: None,
         init: Some(Process { pid: 4321, start_time: 7 }),
         first_id: 0,
-        cgroup_base: String::new(),
         started_ms: NOW_MS - 65_500,
         hooks_done: BTreeSet::new(),
     }

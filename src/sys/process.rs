@@ -1,6 +1,7 @@
 //! Processes: clone3(2), pidfds, signals, and names for processes that cannot be re-used.
 
-use std::io;
+use std::fs::File;
+use std::io::{self, Read as _};
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::time::{Duration, Instant};
 
@@ -12,6 +13,9 @@ use crate::live::Process;
 
 /// libc's constant of this name is too narrow for its value, linux/sched.h.
 const CLONE_INTO_CGROUP: u64 = 0x2_0000_0000;
+
+/// 52 numbers of at most 20 digits, and a name of at most 64 bytes.
+const STAT_BYTES_MAX: usize = 2048;
 
 /// What [`clone3`] returns on each side.
 pub enum Cloned {
@@ -51,6 +55,13 @@ pub unsafe fn clone3(flags: u64, cgroup: Option<BorrowedFd<'_>>) -> io::Result<C
     }
 }
 
+/// The name ps(1) and top(1) show, at most 15 bytes; a program executed by descriptor is named
+/// by that descriptor's number otherwise.
+pub fn name(name: &std::ffi::CStr) {
+    // PR_SET_NAME reads memory of ours and has no other way to fail.
+    let _ = rustix::thread::set_name(name);
+}
+
 /// fork(2) by way of [`clone3`], with its safety condition checked where that is cheap.
 pub fn fork() -> io::Result<Cloned> {
     // SAFETY: every caller is a command, keeper or init, which never start a thread.
@@ -88,7 +99,11 @@ fn start_time(pid: i32) -> Result<u64> {
 /// State letter and start time, fields 3 and 22 of proc_pid_stat(5).
 fn stat(pid: i32) -> Result<(char, u64)> {
     let path = format!("/proc/{pid}/stat");
-    let text = std::fs::read_to_string(&path).with_context(|| format!("read {path}"))?;
+    let mut text = String::with_capacity(STAT_BYTES_MAX);
+    let open = File::open(&path).with_context(|| format!("open {path}"))?;
+    // Its size says 0: without the limit the standard library would feel its way by 32 bytes.
+    let limit = STAT_BYTES_MAX as u64;
+    open.take(limit).read_to_string(&mut text).with_context(|| format!("read {path}"))?;
     parse_stat(&text).ok_or_else(|| anyhow!("read {path}: not the format of proc_pid_stat(5)"))
 }
 

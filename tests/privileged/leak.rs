@@ -166,13 +166,14 @@ fn run_files(machine: &Machine) -> BTreeSet<String> {
     files
 }
 
-/// Id ranges whose jail keeps no files; a jail that does keeps its range.
+/// Id ranges whose jail keeps no files; a jail that does keeps its range, and the numbered ones
+/// of `run` are used again.
 fn ids(machine: &Machine) -> BTreeSet<String> {
     let entries = std::fs::read_dir(machine.state().join("ids")).into_iter().flatten();
     let free = |entry: std::io::Result<std::fs::DirEntry>| {
         let name = std::fs::read_link(entry.ok()?.path()).ok()?;
         let kept = machine.state().join("jails").join(&name).exists();
-        (!kept).then(|| name.display().to_string())
+        (!kept && !name.to_string_lossy().starts_with(".run-")).then(|| name.display().to_string())
     };
     entries.filter_map(free).collect()
 }

@@ -1,0 +1,34 @@
+//! Runs one function over many things on all cores. Knows nothing about the things.
+
+use std::thread;
+
+/// Fewer things than these for each thread are not worth starting it.
+const SHARE_MIN: usize = 16;
+
+/// What `each` gives for every item, in the items' order. Starts no thread when there are few.
+pub fn map<T: Sync, R: Send>(items: &[T], each: impl Fn(&T) -> R + Sync) -> Vec<R> {
+    let cores = thread::available_parallelism().map_or(1, std::num::NonZero::get);
+    let share = items.len().div_ceil(cores).max(SHARE_MIN);
+    if items.len() <= share {
+        return items.iter().map(each).collect();
+    }
+    let work = |share: &[T]| share.iter().map(&each).collect::<Vec<R>>();
+    thread::scope(|scope| {
+        let threads: Vec<_> = items.chunks(share).map(|part| scope.spawn(|| work(part))).collect();
+        threads.into_iter().flat_map(|thread| thread.join().expect("a panic ends the program")).collect()
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::map;
+
+    #[test]
+    fn results_are_in_the_items_order() {
+        for count in [0, 1, 15, 16, 17, 1_000] {
+            let items: Vec<usize> = (0..count).collect();
+            let expect: Vec<usize> = (0..count).map(|n| n * 2).collect();
+            assert_eq!(map(&items, |n| n * 2), expect, "{count}");
+        }
+    }
+}

@@ -54,7 +54,7 @@ echo "#    $(head -1 <<<"$forks")"
 check "the jail lives on" state_is box running
 
 # A cut below what is in use waits, and kills nothing.
-stockade exec box -- perl -e '$x = "x" x (60 << 20); $| = 1; print "full\n"; sleep 600' > /tmp/eater &
+stockade exec box -- perl -e 'vec($x, 50 << 20, 8) = 1; $| = 1; print "full\n"; sleep 600' > /tmp/eater &
 eater=$!
 check "memory in use" within 60 grep -q full /tmp/eater
 define_box 'memory = "24M"

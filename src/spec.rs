@@ -66,6 +66,11 @@ pub enum Stdio {
 }
 
 impl RootSpec {
+    /// Whether what the jail writes goes to an upper directory on disk.
+    pub fn keeps_writes(&self) -> bool {
+        matches!(self, RootSpec::Overlay { writes: Writes::Kept { .. }, .. })
+    }
+
     pub fn host_usr(&self) -> bool {
         matches!(self, RootSpec::Overlay { host_usr: true, .. })
     }

@@ -23,7 +23,7 @@ pub enum Outcome {
 }
 
 /// More threads than cores: most of a start is spent waiting for the kernel.
-const THREADS_PER_CORE: usize = 2;
+const THREADS_PER_CORE: usize = 8;
 
 struct State {
     waiting: VecDeque<Task>,

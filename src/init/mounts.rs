@@ -93,9 +93,10 @@ pub fn sys(root: BorrowedFd<'_>, spec: &Spec) -> Result<()> {
     attach_at(root, "sys/fs/cgroup", cgroup.as_fd(), true)
 }
 
-/// /run and /tmp as tmpfs; a whole system mounts its own.
+/// /run and /tmp as tmpfs. A whole system mounts its own, a directory of the host is left as it
+/// is, and where all writes go to a tmpfs anyway another one gains nothing.
 pub fn scratch(root: BorrowedFd<'_>, spec: &Spec) -> Result<()> {
-    if spec.jail.exec.boot.is_some() || spec.jail.path.is_some() {
+    if spec.jail.exec.boot.is_some() || !spec.root.keeps_writes() {
         return Ok(());
     }
     for (path, mode) in [("run", "0755"), ("tmp", "1777")] {

@@ -146,7 +146,7 @@ fn a_record_that_cannot_be_read_refuses_its_own_jail_alone() {
     let good = std::fs::read(&path).unwrap();
     std::fs::write(&path, "{").unwrap();
     machine.jail("b", crate::apply::SLEEP);
-    let said = machine.good(&["apply"]);
+    let said = machine.status(&["apply"], 1);
     assert!(said.contains("record.json"), "{said}");
     assert_eq!(machine.state_of("b"), "running");
     std::fs::write(&path, good).unwrap();

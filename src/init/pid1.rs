@@ -26,6 +26,11 @@ pub fn serve(spec: &Spec, channel: OwnedFd, streams: [OwnedFd; 3]) -> Result<Inf
         return boot(spec, path, streams);
     }
     let signals = process::signal_descriptor()?;
+    program::take_streams(&streams)?;
+    let [input, output, error] = streams.each_ref().map(AsFd::as_fd);
+    // Nothing of the host stays open in the jail's first process (CVE-2016-9962), its keeper's
+    // socket and lock least of all.
+    confine::close_all_but(&[channel.as_fd(), signals.as_fd(), input, output, error])?;
     let program = spec.profile.program();
     shrink(spec)?;
     let mut init = Init { spec, signals: &signals, streams: &streams, program: program.as_deref() };

@@ -209,10 +209,15 @@ pub fn become_program(start: &Start<'_>, streams: [OwnedFd; 3]) -> anyhow::Error
     }
 }
 
-fn prepare(start: &Start<'_>, streams: [OwnedFd; 3]) -> Result<()> {
+/// Puts the streams where a program looks for them.
+pub fn take_streams(streams: &[OwnedFd; 3]) -> Result<()> {
     rustix::stdio::dup2_stdin(&streams[0]).context("set standard input")?;
     rustix::stdio::dup2_stdout(&streams[1]).context("set standard output")?;
-    rustix::stdio::dup2_stderr(&streams[2]).context("set standard error")?;
+    rustix::stdio::dup2_stderr(&streams[2]).context("set standard error")
+}
+
+fn prepare(start: &Start<'_>, streams: [OwnedFd; 3]) -> Result<()> {
+    take_streams(&streams)?;
     drop(streams);
     confine::umask(start.profile.umask);
     confine::limit(&start.profile.rlimits)?;

@@ -159,23 +159,14 @@ fn open_sources(wanted: &[Mount]) -> Result<Sources> {
         }
         let has = |name: &str| entry.options.iter().any(|o| o == name);
         let recursive = has("rbind");
-        match mount::clone_tree(CWD, &entry.source, recursive) {
-            Ok(copy) => {
-                mount::set_attributes(
-                    copy.as_fd(),
-                    init::mount_attributes(&entry.options),
-                    0,
-                    None,
-                    recursive,
-                )
-                .with_context(|| format!("set the options of mount {}", entry.source.display()))?;
-                sources.mounts.push((copy, !has("noidmap")));
-            }
-            Err(e) if e.kind() == std::io::ErrorKind::NotFound && has("optional") => {
-                sources.missing.push(index);
-            }
-            Err(e) => return Err(e).with_context(|| format!("open mount source {}", entry.source.display())),
+        if has("optional") && !entry.source.exists() {
+            sources.missing.push(index);
+            continue;
         }
+        let copy = mount::clone_plain_tree(&entry.source, recursive)?;
+        mount::set_attributes(copy.as_fd(), init::mount_attributes(&entry.options), 0, None, recursive)
+            .with_context(|| format!("set the options of mount {}", entry.source.display()))?;
+        sources.mounts.push((copy, !has("noidmap")));
     }
     Ok(sources)
 }

@@ -19,8 +19,7 @@ use crate::sys::namespace;
 pub fn assemble(spec: &Spec, pidfd: BorrowedFd<'_>, idmap: Option<BorrowedFd<'_>>) -> Result<Vec<OwnedFd>> {
     match &spec.root {
         RootSpec::Directory(path) => {
-            let root =
-                mount::clone_tree(CWD, path, false).with_context(|| format!("open {}", path.display()))?;
+            let root = mount::clone_plain_tree(path, false)?;
             mount::set_attributes(root.as_fd(), NO_DEVICES, 0, idmap, false)
                 .with_context(|| format!("shift the ids of {}", path.display()))?;
             Ok(vec![root])

@@ -6,6 +6,7 @@
 //! from `security`. Nothing here is skipped quietly, and [`verify`] reads back what the kernel holds.
 
 use std::io;
+use std::os::fd::{AsRawFd, BorrowedFd};
 
 use anyhow::{Context, Result, bail, ensure};
 use libc::{c_int, c_long, c_uint, c_ulong};
@@ -352,19 +353,30 @@ pub fn umask(mask: u32) -> u32 {
     unsafe { libc::umask(mask) }
 }
 
-/// Closes every descriptor from `first` on.
-pub fn close_range_from(first: c_uint) -> Result<()> {
-    close_range(first, 0)
+/// Closes every descriptor from 3 on but these. For a process that never returns to code which
+/// still owns one of the others.
+pub fn close_all_but(keep: &[BorrowedFd<'_>]) -> Result<()> {
+    let mut kept: Vec<c_uint> = keep.iter().map(|fd| fd.as_raw_fd().cast_unsigned()).collect();
+    kept.sort_unstable();
+    let mut first = 3;
+    for number in kept {
+        if number > first {
+            close_range(first, number - 1, 0)?;
+        }
+        first = first.max(number + 1);
+    }
+    close_range(first, c_uint::MAX, 0)
 }
 
 /// Closes every descriptor from `first` on at execve: the pipe that tells of a failed execve stays.
 pub fn close_range_at_exec_from(first: c_uint) -> Result<()> {
-    close_range(first, libc::CLOSE_RANGE_CLOEXEC)
+    close_range(first, c_uint::MAX, libc::CLOSE_RANGE_CLOEXEC)
 }
 
-fn close_range(first: c_uint, flags: c_uint) -> Result<()> {
-    // SAFETY: the caller is about to become another program and uses none of these descriptors.
-    let result = unsafe { libc::syscall(libc::SYS_close_range, first, c_uint::MAX, flags) };
+fn close_range(first: c_uint, last: c_uint, flags: c_uint) -> Result<()> {
+    // SAFETY: the caller uses none of these descriptors again: it is about to become another
+    // program, or goes on for good with those it has named.
+    let result = unsafe { libc::syscall(libc::SYS_close_range, first, last, flags) };
     answered(result, || format!("close_range {first}"))
 }
 

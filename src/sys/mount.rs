@@ -8,7 +8,7 @@ use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use rustix::fs::{CWD, Mode, OFlags, ResolveFlags};
 use rustix::mount::{
     FsMountFlags, FsOpenFlags, MountAttrFlags, MoveMountFlags, OpenTreeFlags, UnmountFlags, fsconfig_create,
@@ -136,6 +136,18 @@ pub fn resolve(root: BorrowedFd<'_>, path: &Path, strict: bool) -> io::Result<Ow
         how |= ResolveFlags::NO_SYMLINKS;
     }
     Ok(rustix::fs::openat2(root, path, OFlags::PATH | OFlags::CLOEXEC, Mode::empty(), how)?)
+}
+
+/// A detached copy of the mount at a host path on which no symbolic link lies: a jail that may
+/// write to a part of the path must not be able to send the mount elsewhere (CVE-2024-42472).
+pub fn clone_plain_tree(path: &Path, recursive: bool) -> Result<OwnedFd> {
+    let how = ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS;
+    let source = match rustix::fs::openat2(CWD, path, OFlags::PATH | OFlags::CLOEXEC, Mode::empty(), how) {
+        Err(rustix::io::Errno::LOOP) => bail!("open {}: a symbolic link lies on the way", path.display()),
+        other => other.with_context(|| format!("open {}", path.display()))?,
+    };
+    clone_tree(source.as_fd(), Path::new(""), recursive)
+        .with_context(|| format!("copy the mount of {}", path.display()))
 }
 
 /// Opens a host path as O_PATH without following a last symbolic link.

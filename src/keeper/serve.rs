@@ -5,6 +5,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use anyhow::{Context, Result};
 use rustix::event::{PollFd, PollFlags, poll};
+use rustix::pty::OpenptFlags;
 
 use crate::daemon::exits;
 use crate::init::{Order, Report};
@@ -45,6 +46,8 @@ struct Keeper<'a> {
     abandoned: bool,
     /// The jail's output: a pipe's end or the console's master.
     output: Option<OwnedFd>,
+    /// The console's other side, see [`hold_open`].
+    _peer: Option<OwnedFd>,
     log: Log,
     listener: Option<OwnedFd>,
     viewers: Vec<OwnedFd>,
@@ -78,6 +81,8 @@ pub fn serve(
     };
     let log = Log::open(&spec.paths.log.join(format!("{}.log", spec.name())))
         .inspect_err(|_| create::end(&jail))?;
+    let peer =
+        jail.master.as_ref().map(|m| hold_open(m.as_fd())).transpose().inspect_err(|_| create::end(&jail))?;
     let output = jail.master.take().or(output);
     let listener =
         if spec.stdio.is_console() { Some(listen(spec).inspect_err(|_| create::end(&jail))?) } else { None };
@@ -93,6 +98,7 @@ pub fn serve(
         starter,
         abandoned: false,
         output,
+        _peer: peer,
         log,
         listener,
         viewers,
@@ -101,6 +107,13 @@ pub fn serve(
     };
     keeper.until_end()?;
     keeper.record()
+}
+
+/// Opens the peer of a console's master. As long as we have it open, the master is no dead end when
+/// everybody inside has closed theirs, as a whole system's init does at once and opens it anew.
+fn hold_open(master: BorrowedFd<'_>) -> Result<OwnedFd> {
+    let flags = OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC;
+    rustix::pty::ioctl_tiocgptpeer(master, flags).context("open the console's peer")
 }
 
 fn listen(spec: &Spec) -> Result<OwnedFd> {
@@ -228,7 +241,6 @@ impl Keeper<'_> {
                 }
             }
             Err(rustix::io::Errno::AGAIN | rustix::io::Errno::INTR) => {}
-            // EIO: every process that had the console open has closed it, for now or for good.
             Err(_) => self.output = None,
         }
     }
@@ -301,4 +313,25 @@ fn write_record(spec: &Spec, exit: &Exit) -> Result<()> {
     let text = serde_json::to_vec(&record).context("write the exit record")?;
     crate::journal::replace(&exit_record(&spec.paths.run, spec.name()), &text)?;
     exits::leave(&spec.paths.run, spec.name()).context("leave word of the end")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_console_outlives_those_who_close_it() {
+        let master = rustix::pty::openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY).unwrap();
+        rustix::pty::unlockpt(&master).unwrap();
+        let held = hold_open(master.as_fd()).unwrap();
+        let inside = hold_open(master.as_fd()).unwrap();
+        rustix::io::write(&inside, b"up").unwrap();
+        drop(inside);
+        let mut chunk = [0; 8];
+        assert_eq!(rustix::io::read(&master, &mut chunk).unwrap(), 2);
+        assert!(!socket::readable(master.as_fd()));
+        drop(held);
+        assert!(socket::readable(master.as_fd()));
+        assert_eq!(rustix::io::read(&master, &mut chunk), Err(rustix::io::Errno::IO));
+    }
 }

@@ -37,6 +37,9 @@ pub fn serve(spec: &Spec, channel: OwnedFd, streams: [OwnedFd; 3]) -> Result<Inf
     init.start_lines()?;
     let main = init.main()?;
     tell(channel.as_fd(), &Report::Started, &[])?;
+    if !spec.stdio.is_callers() {
+        process::forget_touched_code();
+    }
     let ended = init.until_end(main)?;
     // The keeper reads the report even when the namespace dies right after.
     let _ = tell(channel.as_fd(), &Report::Ended { code: ended.code, signal: ended.signal }, &[]);

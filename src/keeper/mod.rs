@@ -54,6 +54,10 @@ pub struct Hello {
 
 /// The keeper's main: standard input is the socket to the starter.
 pub fn main() -> i32 {
+    // What the starter itself inherited is none of the jail's business.
+    if confine::close_all_but(&[]).is_err() {
+        return 125;
+    }
     let Ok(socket) = std::io::stdin().as_fd().try_clone_to_owned() else { return 125 };
     match leave_starter().and_then(|parent| if parent { Ok(0) } else { keep(&socket) }) {
         Ok(status) => status,

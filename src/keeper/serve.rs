@@ -178,6 +178,7 @@ impl Keeper<'_> {
             }
             (Some(Word::Keep), Stage::Up) => {
                 self.stage = Stage::Kept;
+                process::forget_touched_code();
                 self.starter = None;
             }
             _ => {

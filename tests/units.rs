@@ -52,7 +52,7 @@ fn the_unit_keeps_what_jails_depend_on() {
         "KillMode=process",
         "Delegate=yes",
         // Where `limits` looks for our own processes.
-        "DelegateSubgroup=supervisor",
+        "DelegateSubgroup=daemon",
         "OOMPolicy=continue",
         "TasksMax=infinity",
         "Restart=on-failure",

@@ -29,7 +29,6 @@ const INIT_FAILED: i32 = 125;
 
 /// What the keeper opened on the host before the jail existed; inherited over the clone.
 pub struct Inherited {
-    pub channel: OwnedFd,
     /// cgroup v1 `tasks` files to join by writing "0".
     pub join: Vec<OwnedFd>,
     /// Detached mounts of device nodes, each with its name below /dev.
@@ -68,21 +67,20 @@ pub enum Report {
 }
 
 /// Entered by the child of clone3(2); never returns.
-pub fn enter(spec: &Spec, inherited: Inherited) -> ! {
-    let channel = inherited.channel.try_clone();
-    let error = match run(spec, inherited) {
+///
+/// `channel` is the socket to the keeper, and stays open here whatever is closed further down.
+pub fn enter(spec: &Spec, channel: BorrowedFd<'_>, inherited: Inherited) -> ! {
+    let error = match run(spec, channel, inherited) {
         Ok(never) => match never {},
         Err(error) => error,
     };
-    if let Ok(channel) = channel {
-        // When the keeper is gone too there is nobody left to tell.
-        let report = Report::Failed { reason: program::reason(&error), status: program::exit_status(&error) };
-        let _ = tell(channel.as_fd(), &report, &[]);
-    }
+    let report = Report::Failed { reason: program::reason(&error), status: program::exit_status(&error) };
+    // When the keeper is gone too there is nobody left to tell.
+    let _ = tell(channel, &report, &[]);
     process::exit_now(INIT_FAILED)
 }
 
-fn run(spec: &Spec, inherited: Inherited) -> Result<std::convert::Infallible> {
+fn run(spec: &Spec, channel: BorrowedFd<'_>, inherited: Inherited) -> Result<std::convert::Infallible> {
     process::set_parent_death_signal(Some(rustix::process::Signal::KILL))?;
     process::name(c"stockade-init");
     confine::set_dumpable(false)?;
@@ -95,7 +93,7 @@ fn run(spec: &Spec, inherited: Inherited) -> Result<std::convert::Infallible> {
     rustix::process::setsid().context("setsid")?;
     confine::join_session_keyring()?;
 
-    let (order, descriptors) = receive(inherited.channel.as_fd())?;
+    let (order, descriptors) = receive(channel)?;
     let Order::Ready { missing } = order else { bail!("the keeper sent {order:?} before the mounts") };
     become_root()?;
     // Again: the kernel forgets it whenever credentials change, prctl(2).
@@ -109,8 +107,8 @@ fn run(spec: &Spec, inherited: Inherited) -> Result<std::convert::Infallible> {
     drop(root);
 
     let attached: Vec<BorrowedFd<'_>> = console.iter().map(|c| c.master.as_fd()).collect();
-    tell(inherited.channel.as_fd(), &Report::Created, &attached)?;
-    let (order, _) = receive(inherited.channel.as_fd())?;
+    tell(channel, &Report::Created, &attached)?;
+    let (order, _) = receive(channel)?;
     let Order::Go = order else { bail!("the keeper sent {order:?} instead of go") };
     if spec.jail.root.read_only {
         mounts::make_root_read_only()?;
@@ -124,7 +122,7 @@ fn run(spec: &Spec, inherited: Inherited) -> Result<std::convert::Infallible> {
     if !spec.stdio.is_callers() {
         process::set_parent_death_signal(None)?;
     }
-    pid1::serve(spec, inherited.channel, streams)
+    pid1::serve(spec, channel, streams)
 }
 
 /// Ids 0 of the jail's own range, and no group of the host's.

@@ -2,7 +2,7 @@
 //! ends the jail. It holds no right the jail does not have, except to change user for its children.
 
 use std::convert::Infallible;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use anyhow::{Context, Result, bail};
 use nix::sys::signalfd::SignalFd;
@@ -20,8 +20,7 @@ use crate::sys::process::{self, Ended};
 const LAST_WAIT_MS: i64 = 8_000;
 
 /// Runs the jail until its end; never returns.
-#[allow(clippy::needless_pass_by_value)]
-pub fn serve(spec: &Spec, channel: OwnedFd, streams: [OwnedFd; 3]) -> Result<Infallible> {
+pub fn serve(spec: &Spec, channel: BorrowedFd<'_>, streams: [OwnedFd; 3]) -> Result<Infallible> {
     if let Some(path) = &spec.jail.exec.boot {
         return boot(spec, path, streams);
     }
@@ -30,19 +29,19 @@ pub fn serve(spec: &Spec, channel: OwnedFd, streams: [OwnedFd; 3]) -> Result<Inf
     let [input, output, error] = streams.each_ref().map(AsFd::as_fd);
     // Nothing of the host stays open in the jail's first process (CVE-2016-9962), its keeper's
     // socket and lock least of all.
-    confine::close_all_but(&[channel.as_fd(), signals.as_fd(), input, output, error])?;
+    confine::close_all_but(&[channel, signals.as_fd(), input, output, error])?;
     let program = spec.profile.program();
     shrink(spec)?;
     let mut init = Init { spec, signals: &signals, streams: &streams, program: program.as_deref() };
     init.start_lines()?;
     let main = init.main()?;
-    tell(channel.as_fd(), &Report::Started, &[])?;
+    tell(channel, &Report::Started, &[])?;
     if !spec.stdio.is_callers() {
         process::forget_touched_code();
     }
     let ended = init.until_end(main)?;
     // The keeper reads the report even when the namespace dies right after.
-    let _ = tell(channel.as_fd(), &Report::Ended { code: ended.code, signal: ended.signal }, &[]);
+    let _ = tell(channel, &Report::Ended { code: ended.code, signal: ended.signal }, &[]);
     process::exit_now(ended.status())
 }
 

@@ -50,7 +50,7 @@ pub fn create(spec: &Spec, cgroup: &Cgroup, streams: Option<[OwnedFd; 3]>, at_on
     {
         Cloned::Child => {
             drop(ours);
-            init::enter(spec, Inherited { channel: theirs, join, devices, streams })
+            init::enter(spec, theirs.as_fd(), Inherited { join, devices, streams })
         }
         Cloned::Parent { pid, pidfd } => {
             drop((theirs, devices, join, streams));

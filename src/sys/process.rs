@@ -62,10 +62,26 @@ pub fn name(name: &std::ffi::CStr) {
     let _ = rustix::thread::set_name(name);
 }
 
-/// fork(2) by way of [`clone3`], with its safety condition checked where that is cheap.
+/// fork(3), the C library's own: its allocator is whole in the child even where other threads
+/// were allocating, as they do in tests.
 pub fn fork() -> io::Result<Cloned> {
-    // SAFETY: every caller is a command, keeper or init, which never start a thread.
-    unsafe { clone3(0, None) }
+    // SAFETY: the child of a process with one thread may do anything. Ours have one, but in tests,
+    // where the children allocate, write and end, which the C library's fork allows for.
+    let pid = match unsafe { libc::fork() } {
+        -1 => return Err(io::Error::last_os_error()),
+        0 => return Ok(Cloned::Child),
+        pid => pid,
+    };
+    let number = Pid::from_raw(pid).expect("a child has a number");
+    match rustix::process::pidfd_open(number, PidfdFlags::empty()) {
+        Ok(pidfd) => Ok(Cloned::Parent { pid, pidfd }),
+        Err(error) => {
+            // Nobody would wait for it otherwise.
+            signal_child(pid, libc::SIGKILL);
+            let _ = rustix::process::waitpid(Some(number), WaitOptions::empty());
+            Err(error.into())
+        }
+    }
 }
 
 /// Ends this process at once, without running exit handlers.

@@ -8,8 +8,10 @@ pub mod layers;
 pub mod own;
 mod removal;
 mod upper;
+pub mod volume;
 
 pub use own::{discard, prepare};
+pub use volume::Volume;
 
 /// Tests that make files for other owners need root: without it they are skipped aloud, or fail
 /// where the environment says that all must run.

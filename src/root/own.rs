@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use anyhow::Context;
 
 use super::removal;
+use super::volume::jail_directory;
 use crate::jail::JailName;
 use crate::sys::file;
 
@@ -22,10 +23,6 @@ pub struct OwnWrites {
 pub fn own_writes(state: &Path, name: &JailName) -> OwnWrites {
     let jail = jail_directory(state, name);
     OwnWrites { upper: jail.join("upper"), work: jail.join("work") }
-}
-
-fn jail_directory(state: &Path, name: &JailName) -> PathBuf {
-    state.join("jails").join(name.as_str())
 }
 
 /// Makes what is missing: `upper`, owned by the jail's root as seen from the host (`first_id`),

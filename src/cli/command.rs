@@ -165,12 +165,19 @@ pub struct Kill {
 #[derive(Debug, Args)]
 pub struct Exec {
     pub name: String,
-    /// User in the jail, by name or number
-    #[arg(short, long)]
-    pub user: Option<String>,
     /// Directory in the jail
     #[arg(short, long, value_name = "DIR")]
     pub workdir: Option<PathBuf>,
+    #[command(flatten)]
+    pub program: Program,
+}
+
+/// What `exec` and `run` start, and how.
+#[derive(Debug, Args)]
+pub struct Program {
+    /// User in the jail, by name or number
+    #[arg(short, long)]
+    pub user: Option<String>,
     /// Additional environment
     #[arg(short, long, value_name = "NAME=VALUE")]
     pub env: Vec<String>,
@@ -212,20 +219,11 @@ pub struct Run {
     /// A name instead of one made up
     #[arg(long)]
     pub name: Option<String>,
-    /// User in the jail, by name or number
-    #[arg(short, long)]
-    pub user: Option<String>,
     /// A key of the definition, `limits.memory="64M"`
     #[arg(short, long, value_name = "KEY=VALUE")]
     pub set: Vec<String>,
-    /// Additional environment
-    #[arg(short, long, value_name = "NAME=VALUE")]
-    pub env: Vec<String>,
-    /// Keep this command's own streams even on a terminal
-    #[arg(short = 'T', long)]
-    pub no_terminal: bool,
-    #[arg(last = true, required = true, value_name = "CMD")]
-    pub argv: Vec<String>,
+    #[command(flatten)]
+    pub program: Program,
 }
 
 #[derive(Debug, Args)]

@@ -18,11 +18,12 @@ const SHELLS: &str =
     "for s in \"$SHELL\" /bin/bash /bin/sh; do [ -x \"$s\" ] && exec \"$s\" -l; done; exec sh";
 
 pub fn exec(options: &Options, asked: &Exec) -> Result<i32> {
-    let mut visit = visit(options, &asked.name, asked.argv.clone())?;
-    visit.user.clone_from(&asked.user);
+    let program = &asked.program;
+    let mut visit = visit(options, &asked.name, program.argv.clone())?;
+    visit.user.clone_from(&program.user);
     visit.workdir.clone_from(&asked.workdir);
-    visit.env.extend(environment(&asked.env)?);
-    pay(&mut visit, !asked.no_terminal)
+    visit.env.extend(environment(&program.env)?);
+    pay(&mut visit, !program.no_terminal)
 }
 
 pub fn shell(options: &Options, asked: &Shell) -> Result<i32> {
@@ -47,8 +48,7 @@ pub fn host(options: &Options) -> desired::HostConfig {
 
 /// On a terminal the program gets one of the jail's own; else this command's streams as they are.
 fn pay(visit: &mut Visit, may_have_terminal: bool) -> Result<i32> {
-    let on_terminal = std::io::stdin().is_terminal() && std::io::stdout().is_terminal();
-    if may_have_terminal && on_terminal {
+    if may_have_terminal && on_terminal() {
         if let Ok(kind) = std::env::var("TERM") {
             visit.env.entry("TERM".into()).or_insert(kind);
         }
@@ -56,6 +56,10 @@ fn pay(visit: &mut Visit, may_have_terminal: bool) -> Result<i32> {
     }
     let streams = own_streams()?;
     inside::run(visit, Some(streams))
+}
+
+pub fn on_terminal() -> bool {
+    std::io::stdin().is_terminal() && std::io::stdout().is_terminal()
 }
 
 pub fn own_streams() -> Result<[OwnedFd; 3]> {

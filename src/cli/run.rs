@@ -1,7 +1,6 @@
 //! `run`: a throw-away jail for one command, with this process as its keeper. Its writes go to a
 //! tmpfs that dies with it; nothing is left on disk.
 
-use std::io::IsTerminal;
 use std::os::fd::AsFd;
 
 use anyhow::{Context, Result, anyhow, bail};
@@ -51,9 +50,9 @@ fn wanted(
     match desired.jails.into_iter().find(|(own, _)| own == name) {
         Some((_, mut jail)) => {
             // Set afterwards: what stands on a command line is no Tera expression.
-            jail.jail.exec.command.clone_from(&asked.argv);
-            jail.jail.exec.user = asked.user.clone().or(jail.jail.exec.user);
-            jail.jail.exec.env.extend(exec::environment(&asked.env)?);
+            jail.jail.exec.command.clone_from(&asked.program.argv);
+            jail.jail.exec.user = asked.program.user.clone().or(jail.jail.exec.user);
+            jail.jail.exec.env.extend(exec::environment(&asked.program.env)?);
             Ok((desired.host, jail))
         }
         None => {
@@ -90,7 +89,7 @@ fn in_jail(host: &Host, wanted: &DesiredJail, first_id: u32, asked: &Run) -> Res
             &host.config.bridges.get(&link.bridge).cloned().unwrap_or_default(),
         )?;
     }
-    let on_terminal = std::io::stdin().is_terminal() && std::io::stdout().is_terminal() && !asked.no_terminal;
+    let on_terminal = exec::on_terminal() && !asked.program.no_terminal;
     let spec = Spec {
         instance: execute::instance(&jail.name),
         paths: host.journal.paths.clone(),

@@ -18,40 +18,39 @@ const FRACTION_DIGITS_MAX: usize = 6;
 
 /// `512M` in bytes: binary units, fractions as far as they make whole bytes.
 pub fn size(text: &str) -> Result<u64, Wrong> {
-    let wrong = || Wrong::help(format!("`{text}` is not a size"), SIZE_HELP);
-    if text == "0" {
-        return Ok(0);
-    }
-    let (number, unit) = split(text);
-    let unit = match unit {
-        "" => return Err(Wrong::help(format!("`{text}` has no unit"), SIZE_HELP)),
-        "B" => 1,
-        "K" | "KiB" => 1 << 10,
-        "M" | "MiB" => 1 << 20,
-        "G" | "GiB" => 1 << 30,
-        "T" | "TiB" => 1 << 40,
-        _ => return Err(wrong()),
-    };
-    scaled(number, unit).ok_or_else(wrong)
+    measure(text, "size", SIZE_HELP, |unit| match unit {
+        "B" => Some(1),
+        "K" | "KiB" => Some(1 << 10),
+        "M" | "MiB" => Some(1 << 20),
+        "G" | "GiB" => Some(1 << 30),
+        "T" | "TiB" => Some(1 << 40),
+        _ => None,
+    })
 }
 
 /// `10s` in milliseconds.
 pub fn duration(text: &str) -> Result<u64, Wrong> {
-    let wrong = || Wrong::help(format!("`{text}` is not a duration"), DURATION_HELP);
+    measure(text, "duration", DURATION_HELP, |unit| match unit {
+        "ms" => Some(1),
+        "s" => Some(1_000),
+        "m" => Some(60_000),
+        "h" => Some(3_600_000),
+        "d" => Some(86_400_000),
+        _ => None,
+    })
+}
+
+/// A number and its unit, or a bare `0`, which is the same in every unit.
+fn measure(text: &str, what: &str, help: &str, unit: fn(&str) -> Option<u64>) -> Result<u64, Wrong> {
     if text == "0" {
         return Ok(0);
     }
-    let (number, unit) = split(text);
-    let unit = match unit {
-        "" => return Err(Wrong::help(format!("`{text}` has no unit"), DURATION_HELP)),
-        "ms" => 1,
-        "s" => 1_000,
-        "m" => 60_000,
-        "h" => 3_600_000,
-        "d" => 86_400_000,
-        _ => return Err(wrong()),
-    };
-    scaled(number, unit).ok_or_else(wrong)
+    let (number, name) = split(text);
+    if name.is_empty() {
+        return Err(Wrong::help(format!("`{text}` has no unit"), help));
+    }
+    let scaled = unit(name).and_then(|unit| scaled(number, unit));
+    scaled.ok_or_else(|| Wrong::help(format!("`{text}` is not a {what}"), help))
 }
 
 /// CPUs in thousandths.

@@ -256,28 +256,31 @@ pub fn setgroups(groups: &[u32]) -> Result<()> {
 /// Real, effective and saved group.
 pub fn setresgid(gid: u32) -> Result<()> {
     // SAFETY: numbers only.
-    let result = unsafe { libc::setresgid(gid, gid, gid) };
-    answered(result.into(), || format!("setresgid {gid}"))?;
-    let mut now = [u32::MAX; 3];
-    let [real, effective, saved] = &mut now;
-    // SAFETY: three places for three ids.
-    let result = unsafe { libc::getresgid(real, effective, saved) };
-    answered(result.into(), || "getresgid".into())?;
-    ensure!(now == [gid; 3], "verify group: {now:?}");
-    Ok(())
+    let set = unsafe { libc::setresgid(gid, gid, gid) };
+    // SAFETY: `all_three` hands in three places for three ids.
+    all_three("resgid", gid, set, |real, effective, saved| unsafe { libc::getresgid(real, effective, saved) })
 }
 
 /// Real, effective and saved user. Leaving root empties the permitted and effective sets.
 pub fn setresuid(uid: u32) -> Result<()> {
     // SAFETY: numbers only.
-    let result = unsafe { libc::setresuid(uid, uid, uid) };
-    answered(result.into(), || format!("setresuid {uid}"))?;
+    let set = unsafe { libc::setresuid(uid, uid, uid) };
+    // SAFETY: `all_three` hands in three places for three ids.
+    all_three("resuid", uid, set, |real, effective, saved| unsafe { libc::getresuid(real, effective, saved) })
+}
+
+/// Takes the answer of a setting call, reads the three ids back, and compares.
+fn all_three(
+    call: &str,
+    id: u32,
+    set: c_int,
+    get: impl FnOnce(&mut u32, &mut u32, &mut u32) -> c_int,
+) -> Result<()> {
+    answered(set.into(), || format!("set{call} {id}"))?;
     let mut now = [u32::MAX; 3];
     let [real, effective, saved] = &mut now;
-    // SAFETY: three places for three ids.
-    let result = unsafe { libc::getresuid(real, effective, saved) };
-    answered(result.into(), || "getresuid".into())?;
-    ensure!(now == [uid; 3], "verify user: {now:?}");
+    answered(get(real, effective, saved).into(), || format!("get{call}"))?;
+    ensure!(now == [id; 3], "verify {call}: {now:?}");
     Ok(())
 }
 

@@ -71,7 +71,7 @@ fn jail(number: usize) -> (JailName, DesiredJail) {
         on_change: OnChange::Restart,
     };
     let files = vec![file("/etc/nginx/nginx.conf"), file("/var/www/index.html")];
-    let root = DesiredRoot { layers: Vec::new(), host_usr: true, files };
+    let root = DesiredRoot { layers: Vec::new(), host_usr: true, files, etc: Vec::new() };
     (
         name(number),
         DesiredJail { file: format!("/jails.d/jail-{number:04}.toml").into(), settings, jail, root },

@@ -8,6 +8,7 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
+use crate::etc::EtcFile;
 use crate::jail::{Jail, JailName, Network, Settings};
 
 /// Where everything lives on the host. Before `resolve`, an empty path is one that no flag gave.
@@ -77,6 +78,8 @@ pub struct DesiredRoot {
     pub host_usr: bool,
     /// Files that stockade owns inside the root, rendered, sorted by target.
     pub files: Vec<RootFile>,
+    /// Files of /etc that are written at each start.
+    pub etc: Vec<EtcFile>,
 }
 
 /// One layer, named by the digest of what it is made from.

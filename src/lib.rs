@@ -20,9 +20,10 @@
 //!
 //! The pure half reads no file, clock or environment and cannot fail, only report:
 //! [`definition`] (one file's text to keys with their places), [`expression`] (`{{ … }}`),
-//! [`template`] (what a root is made of), [`resolve`] (all files to [`desired::Desired`]),
-//! [`plan()`](plan::plan), [`storage`] (where a jail's writes go), [`security`] (a jail's profile
-//! as data), [`status`] (rows of `ls`) and [`diagnostic`] (what is wrong, and where).
+//! [`template`] (what a root is made of), [`etc`] (who a jail is told it is), [`resolve`] (all files
+//! to [`desired::Desired`]), [`plan()`](plan::plan), [`storage`] (where a jail's writes go),
+//! [`security`] (a jail's profile as data), [`status`] (rows of `ls`) and [`diagnostic`] (what is
+//! wrong, and where).
 //!
 //! The shell does and decides nothing: [`source`] reads the config directory, [`probe`] the
 //! machine, [`execute`] carries a plan out with [`root`], [`limits`] and [`network`], and
@@ -62,6 +63,7 @@ pub mod storage;
 
 pub mod definition;
 pub mod diagnostic;
+pub mod etc;
 pub mod expression;
 pub mod resolve;
 pub mod status;

@@ -7,7 +7,7 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
-use crate::desired::Paths;
+use crate::desired::{Paths, RootFile};
 use crate::jail::{Jail, JailName};
 use crate::{network, security};
 
@@ -25,6 +25,8 @@ pub struct Spec {
     pub first_id: u32,
     pub root: RootSpec,
     pub network: Option<network::Spec>,
+    /// Files of its /etc, written below the root before anything is mounted there.
+    pub etc: Vec<RootFile>,
     pub profile: security::Profile,
     pub stdio: Stdio,
 }

@@ -25,6 +25,7 @@ use sha2::{Digest, Sha256};
 
 use crate::desired::{CopiedFile, CopiedKind, DesiredRoot, Layer, LayerSource, OnChange, RootFile};
 use crate::diagnostic::Diagnostic;
+use crate::etc;
 use crate::expression;
 use crate::jail::Jail;
 
@@ -131,6 +132,12 @@ impl Template {
         }
     }
 
+    /// Whether a file of the template, rendered or copied, has this place.
+    fn lays(&self, target: &Path) -> bool {
+        let rendered = self.rendered.iter().map(|file| &file.target);
+        rendered.chain(self.copied.iter().map(|file| &file.target)).any(|laid| laid == target)
+    }
+
     fn wrong(&self, message: impl Into<String>) -> Diagnostic {
         Diagnostic::at(&self.file, &self.text, self.base_span.clone(), message)
     }
@@ -142,7 +149,9 @@ pub fn root(
     jail: &Jail,
     variables: &Value,
 ) -> Result<DesiredRoot, Vec<Diagnostic>> {
-    let Some(name) = &jail.template else { return Ok(DesiredRoot::default()) };
+    let Some(name) = &jail.template else {
+        return Ok(DesiredRoot { etc: etc::wanted(jail, |_| false), ..DesiredRoot::default() });
+    };
     let chain = chain(templates, name).map_err(|wrong| vec![*wrong])?;
     let layers = chain.iter().flat_map(|template| layers_of(template)).collect();
     let host_usr = chain.last().is_some_and(|last| last.base == Base::Host);
@@ -150,7 +159,8 @@ pub fn root(
     if host_usr {
         refuse_host_owned(&chain)?;
     }
-    Ok(DesiredRoot { layers, host_usr, files })
+    let etc = etc::wanted(jail, |target| chain.iter().any(|template| template.lays(target)));
+    Ok(DesiredRoot { layers, host_usr, files, etc })
 }
 
 /// The layers of one template and its parents, topmost first.

@@ -172,6 +172,7 @@ fn jail(name: &JailName, settings: Settings, roots: &BTreeMap<JailName, CaseRoot
         layers: root.layers.iter().map(layer).collect(),
         host_usr: root.host_usr,
         files: root.files.into_iter().map(root_file).collect(),
+        etc: Vec::new(),
     };
     DesiredJail { file: format!("/etc/stockade/jails.d/{name}.toml").into(), settings, jail, root }
 }

@@ -101,6 +101,7 @@ fn in_jail(host: &Host, wanted: &DesiredJail, first_id: u32, asked: &Run) -> Res
             writes: Writes::Discarded { bytes: execute::half_of_memory()? },
             host_usr: wanted.root.host_usr,
         },
+        etc: execute::etc_files(wanted, link.as_ref())?,
         network: link,
         profile: security::profile(jail).map_err(|r| execute::refused(&r))?,
         stdio: if on_terminal { Stdio::Relay } else { Stdio::Inherit },

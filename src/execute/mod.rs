@@ -1,5 +1,6 @@
 //! Carries a plan out. Nothing is decided here, except to skip what depends on a failure.
 
+mod etc;
 pub mod hook;
 mod inside;
 mod keeper;
@@ -25,6 +26,7 @@ use crate::plan::{self, Action, ActionKind, Plan};
 use crate::sys::mount;
 use crate::{network, root};
 
+pub use etc::files as etc_files;
 pub use schedule::Outcome;
 pub use start::{instance, refused, start};
 pub use stop::{cgroup, remove_cgroup, stop};

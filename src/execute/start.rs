@@ -228,6 +228,7 @@ impl Start<'_> {
     fn spec(&mut self) -> Result<Spec> {
         let jail = self.wanted.jail.clone();
         let profile = security::profile(&jail).map_err(|refusals| refused(&refusals))?;
+        let network = network::spec(&jail, &self.host.config);
         let console = jail.exec.console || jail.exec.boot.is_some();
         Ok(Spec {
             instance: self.record.instance.clone(),
@@ -236,7 +237,8 @@ impl Start<'_> {
             cgroup_parent: self.host.config.cgroup.clone(),
             first_id: self.record.first_id,
             root: self.root.take().ok_or_else(|| anyhow!("the jail has no root"))?,
-            network: network::spec(&jail, &self.host.config),
+            etc: super::etc::files(self.wanted, network.as_ref())?,
+            network,
             profile,
             stdio: if console { Stdio::Console } else { Stdio::Log },
             jail,

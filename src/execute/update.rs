@@ -32,6 +32,9 @@ pub fn update(host: &Host, wanted: &DesiredJail, action: &Action, mut record: Re
     if has("host.hostname") || has("host.domainname") {
         names(&after, &record)?;
     }
+    if has("network.address") || has("host.hostname") || has("host.domainname") {
+        etc(host, wanted, &record)?;
+    }
     record.settings = next;
     let files: Vec<&RootFile> = wanted
         .root
@@ -77,6 +80,17 @@ fn addresses(host: &Host, after: &Jail, record: &Record) -> Result<()> {
     let Some(link) = network::spec(after, &host.config) else { return Ok(()) };
     let init = record.init.ok_or_else(|| anyhow!("the jail has no init"))?;
     network::readdress(&link, namespace::open(init.pid, "net")?.as_fd())
+}
+
+/// Names and addresses stand in files too.
+fn etc(host: &Host, wanted: &DesiredJail, record: &Record) -> Result<()> {
+    let files = super::etc::files(wanted, network::spec(&wanted.jail, &host.config).as_ref())?;
+    if files.is_empty() {
+        return Ok(());
+    }
+    let init = record.init.ok_or_else(|| anyhow!("the jail has no init"))?;
+    root::files::write(crate::probe::root_of(init)?.as_fd(), &files, record.first_id)?;
+    Ok(())
 }
 
 /// In a thread of its own, which ends in the jail's UTS namespace.

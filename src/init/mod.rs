@@ -18,9 +18,9 @@ use anyhow::{Context, Result, anyhow, bail};
 use serde::{Deserialize, Serialize};
 
 use crate::jail::NetworkMode;
-use crate::network;
 use crate::spec::{Spec, Stdio};
 use crate::sys::{confine, mount, namespace, process, socket};
+use crate::{network, root};
 
 pub use mounts::attributes as mount_attributes;
 
@@ -146,6 +146,8 @@ fn build_root(
     let here = mount::open_path(std::path::Path::new("/"))?;
     mount::attach(root.as_fd(), here.as_fd()).context("attach the root")?;
     drop(here);
+    // While nothing of the host's is mounted below it, so that nothing of the host's is hit.
+    root::files::write(root.as_fd(), &spec.etc, 0).context("tell the jail who it is")?;
     if spec.root.host_usr() {
         let usr = descriptors.next().ok_or_else(|| anyhow!("the keeper sent no /usr"))?;
         mounts::attach_at(root.as_fd(), "usr", usr.as_fd(), true)?;

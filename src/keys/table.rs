@@ -58,7 +58,7 @@ pub const KEYS: &[Key] = &[
     key("persist", Kind::Bool, "false", Cost::Restart, "stockade's own init as the only process",
         "Whether the jail stays up without a process of its own."),
 
-    key("host.hostname", Kind::Text(Word::HostName), "the jail's name", Cost::Live, "sethostname(2) in the UTS namespace",
+    key("host.hostname", Kind::Text(Word::HostName), "the jail's name", Cost::Live, "sethostname(2), and /etc/hostname of a booted system",
         "The name the jail has for itself."),
     key("host.domainname", Kind::Text(Word::HostName), "none", Cost::Live, "setdomainname(2) in the UTS namespace",
         "The NIS domain name of the jail."),

@@ -64,7 +64,7 @@ fn root() -> impl Strategy<Value = DesiredRoot> {
         let layer = |id: &str| Layer { id: id.to_owned(), source: LayerSource::Host };
         let by_target: BTreeMap<_, _> = files.into_iter().map(|file| (file.target.clone(), file)).collect();
         let layers = ids.into_iter().map(layer).collect();
-        DesiredRoot { layers, host_usr, files: by_target.into_values().collect() }
+        DesiredRoot { layers, host_usr, files: by_target.into_values().collect(), etc: Vec::new() }
     })
 }
 

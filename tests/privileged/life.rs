@@ -28,6 +28,9 @@ fn a_whole_system_boots_and_stops_in_order() {
     let Some(machine) = Machine::new() else { return };
     system(&machine, "");
     assert_eq!(machine.state_of("a"), "running");
+    let read = |file| machine.good(&["exec", "a", "--", "/bin/cat", file]);
+    assert_eq!(read("/etc/hostname"), "a\n");
+    assert_eq!(read("/etc/machine-id").len(), 33);
     machine.good(&["stop", "a"]);
     assert!(machine.state().join("jails/a/upper/etc/shut").exists(), "its init has run the shutdown action");
     assert_eq!(machine.state_of("a"), "stopped");

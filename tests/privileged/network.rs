@@ -59,6 +59,42 @@ fn addresses_change_while_the_jail_runs_and_drift_is_repaired() {
 }
 
 #[test]
+fn a_jail_knows_its_names_and_its_name_servers() {
+    let Some(machine) = Machine::new() else { return };
+    machine.host(HOST);
+    let servers = "nameserver = [\"10.77.0.53\"]\nsearch = [\"example.org\"]\n";
+    machine.jail("a", &format!("{SLEEP}{}{servers}", vnet("10")));
+    machine.good(&["apply"]);
+    let resolv = machine.inside("a", "cat /etc/resolv.conf");
+    assert!(resolv.starts_with("nameserver 10.77.0.53\nsearch example.org\n"), "{resolv}");
+    let hosts = machine.inside("a", "cat /etc/hosts");
+    assert!(hosts.contains("10.77.0.10\ta\n") && hosts.contains("fd77::10\ta\n"), "{hosts}");
+    let pid = machine.pid("a");
+    machine.jail("a", &format!("{SLEEP}{}{servers}[host]\nhostname = \"a.example.org\"\n", vnet("20")));
+    machine.good(&["apply"]);
+    let hosts = machine.inside("a", "cat /etc/hosts");
+    assert!(hosts.contains("10.77.0.20\ta.example.org a\n") && !hosts.contains("0.10"), "{hosts}");
+    assert_eq!(machine.pid("a"), pid);
+    machine.status(&["plan"], 0);
+}
+
+#[test]
+fn the_etc_that_a_template_lays_stays() {
+    let Some(machine) = Machine::new() else { return };
+    machine.host(HOST);
+    machine.write("templates/t/template.toml", "[base]\nhost = true\n");
+    machine.write("templates/t/files/etc/hosts", "127.0.0.1 laid\n");
+    let jail = format!("{}{}", SLEEP.replace("\"host\"", "\"t\""), vnet("10"));
+    machine.jail("a", &jail);
+    machine.good(&["apply"]);
+    assert_eq!(machine.inside("a", "cat /etc/hosts"), "127.0.0.1 laid\n");
+    let id = "0123456789abcdef0123456789abcdef";
+    machine.jail("a", &format!("{jail}[host]\nmachine_id = \"{id}\"\n"));
+    machine.good(&["apply"]);
+    assert_eq!(machine.inside("a", "cat /etc/machine-id"), format!("{id}\n"));
+}
+
+#[test]
 fn a_jail_without_network_has_only_its_loopback() {
     let Some(machine) = Machine::new() else { return };
     let links = machine.good(&["run", "host", "--", "ip", "-o", "link"]);

@@ -29,6 +29,7 @@ stockade exec sys -- systemctl --no-pager --failed > results/failed.txt 2>&1
 check_same "no unit failed" 0 "$(stockade exec sys -- systemctl --failed --no-legend 2>/dev/null | grep -c .)"
 check_same "pid 1 is systemd" systemd "$(stockade exec sys -- cat /proc/1/comm)"
 check_same "which knows that it is in a jail" container-other "$(stockade exec sys -- systemd-detect-virt --container || true)"
+check_same "its name is the jail's" sys "$(stockade exec sys -- hostname)"
 check_same "root inside" 0 "$(stockade exec sys -- id -u)"
 check "is not root outside" sh -c "! grep -q '^Uid:[[:space:]]*0[[:space:]]' /proc/$pid/status"
 stockade exec sys -- systemd-cgls --no-pager > results/cgls.txt 2>&1

@@ -3,6 +3,7 @@
 //! Shell. Nothing here decides what a root is made of; `template` has done that. Every path below
 //! a root is resolved inside it by descriptor, and nothing is ever chowned recursively.
 
+pub mod copy;
 pub mod files;
 pub mod layers;
 pub mod own;

@@ -97,3 +97,48 @@ pub fn attributes(file: &File, prefix: &str) -> io::Result<Vec<(OsString, Vec<u8
     }
     Ok(found)
 }
+
+/// Every extended attribute of an open file or directory.
+pub fn all_attributes(file: BorrowedFd<'_>) -> io::Result<Vec<(OsString, Vec<u8>)>> {
+    every(|list| rustix::fs::flistxattr(file, list), |name, value| rustix::fs::fgetxattr(file, name, value))
+}
+
+/// Every extended attribute of what is at `path`.
+pub fn attributes_by_path(path: &str) -> io::Result<Vec<(OsString, Vec<u8>)>> {
+    every(|list| rustix::fs::listxattr(path, list), |name, value| rustix::fs::getxattr(path, name, value))
+}
+
+/// What a list of names, and one value, can be at most; linux/limits.h.
+const ATTRIBUTE_BYTES_MAX: usize = 65_536;
+
+fn every(
+    list: impl Fn(&mut [u8]) -> rustix::io::Result<usize>,
+    get: impl Fn(&std::ffi::CStr, &mut [u8]) -> rustix::io::Result<usize>,
+) -> io::Result<Vec<(OsString, Vec<u8>)>> {
+    // Not asked for its length first: Linux 6.18 leaves ACLs out of that.
+    let names = match grown(list) {
+        Err(rustix::io::Errno::NOTSUP) => return Ok(Vec::new()),
+        other => other?,
+    };
+    let mut found = Vec::new();
+    for name in names.split(|byte| *byte == 0).filter(|name| !name.is_empty()) {
+        let c_name = CString::new(name)?;
+        found.push((OsStr::from_bytes(name).to_owned(), grown(|value| get(&c_name, value))?));
+    }
+    Ok(found)
+}
+
+/// What `fill` writes, into a buffer that is mostly large enough and else the largest.
+fn grown(fill: impl Fn(&mut [u8]) -> rustix::io::Result<usize>) -> rustix::io::Result<Vec<u8>> {
+    let mut buffer = vec![0; 512];
+    let length = loop {
+        match fill(&mut buffer) {
+            Err(rustix::io::Errno::RANGE) if buffer.len() < ATTRIBUTE_BYTES_MAX => {
+                buffer.resize(ATTRIBUTE_BYTES_MAX, 0);
+            }
+            other => break other?,
+        }
+    };
+    buffer.truncate(length);
+    Ok(buffer)
+}

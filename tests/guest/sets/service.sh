@@ -1,3 +1,4 @@
+# reboots
 # The unit from etc/ under systemd: up at boot, adopts what runs, never stops a jail.
 
 web_pid() { field web pid; }

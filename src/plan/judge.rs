@@ -42,7 +42,7 @@ impl fmt::Display for Reason {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Reason::Disabled => "disabled",
-            Reason::Held => "stopped by hand",
+            Reason::Held => "by hand",
             Reason::CrashLoop => "crash-loop",
             Reason::Ended => "ended by itself",
         })
@@ -52,13 +52,15 @@ impl fmt::Display for Reason {
 pub fn judge(name: &JailName, desired: &Desired, live: &Live, options: &Options) -> Judgement {
     let unseen = LiveJail::default();
     let seen = live.jails.get(name).unwrap_or(&unseen);
-    if let Some(reason) = desired.broken.get(name) {
-        return refuse(reason.clone());
-    }
     if let Some(reason) = &seen.unreadable {
         return refuse(reason.clone());
     }
     let thrown_away = seen.record.as_ref().is_some_and(|record| record.file.as_os_str().is_empty());
+    if let Some(reason) = desired.broken.get(name) {
+        // What was stopped by hand stops by the definition it was started with.
+        let stops = seen.held && !thrown_away && seen.state != JailState::Down;
+        return if stops { keep_down(name, seen, Reason::Held) } else { refuse(reason.clone()) };
+    }
     match desired.jails.get(name) {
         Some(_) if thrown_away && seen.state != JailState::Down => {
             refuse("a jail of `stockade run` has this name".to_owned())
@@ -89,6 +91,7 @@ fn judge_wanted(
     options: &Options,
 ) -> Judgement {
     if wanted.jail.enabled
+        && !seen.held
         && let Some(reason) = unenforceable(wanted, live)
     {
         return refuse(reason);

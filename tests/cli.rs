@@ -159,8 +159,26 @@ fn schema_manual_and_completions_are_whole() {
     assert!(place.call(&["man"]).out.contains(".It Cm limits.memory\n"));
     for shell in ["bash", "elvish", "fish", "powershell", "zsh"] {
         let said = place.call(&["completions", shell]);
-        assert!(said.status == 0 && said.out.contains("template"), "{shell}");
+        assert!(said.status == 0 && said.out.contains("STOCKADE_COMPLETE"), "{shell}");
     }
+}
+
+#[test]
+fn a_completion_knows_jails_templates_and_keys() {
+    let place = Place::new();
+    place.jail("web", GOOD);
+    let check = |line: &[&str], expect: &str| {
+        let mut command = Command::cargo_bin("stockade").expect("the program is built");
+        command.env("STOCKADE_COMPLETE", "bash").env("STOCKADE_CONFIG_DIR", place.path().join("etc"));
+        command.env("_CLAP_COMPLETE_INDEX", (line.len() - 1).to_string()).arg("--").args(line);
+        let output = command.output().expect("the program runs");
+        let said = String::from_utf8(output.stdout).expect("text");
+        assert!(said.lines().any(|word| word == expect), "{line:?}: {said}");
+    };
+    check(&["stockade", "show", "w"], "web");
+    check(&["stockade", "run", ""], "host");
+    check(&["stockade", "explain", "limits.m"], "limits.memory");
+    check(&["stockade", "des"], "destroy");
 }
 
 #[test]

@@ -3,7 +3,9 @@
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
+use clap_complete::ArgValueCandidates;
 
+use super::complete;
 use crate::desired::Paths;
 
 /// Declarative jails for Linux.
@@ -112,14 +114,14 @@ pub struct Check {
 #[derive(Debug, Args)]
 pub struct Plan {
     /// Just these jails and what they need
-    #[arg(long, value_name = "NAME")]
+    #[arg(long, value_name = "NAME", add = ArgValueCandidates::new(complete::jails))]
     pub only: Vec<String>,
 }
 
 #[derive(Debug, Args)]
 pub struct Apply {
     /// Just these jails and what they need
-    #[arg(long, value_name = "NAME")]
+    #[arg(long, value_name = "NAME", add = ArgValueCandidates::new(complete::jails))]
     pub only: Vec<String>,
     /// Leave out what would interrupt a running jail
     #[arg(long)]
@@ -128,23 +130,25 @@ pub struct Apply {
 
 #[derive(Debug, Args)]
 pub struct Ls {
+    #[arg(add = ArgValueCandidates::new(complete::jails))]
     pub names: Vec<String>,
 }
 
 #[derive(Debug, Args)]
 pub struct Named {
+    #[arg(add = ArgValueCandidates::new(complete::jails))]
     pub name: String,
 }
 
 #[derive(Debug, Args)]
 pub struct Many {
-    #[arg(required = true)]
+    #[arg(required = true, add = ArgValueCandidates::new(complete::jails))]
     pub names: Vec<String>,
 }
 
 #[derive(Debug, Args)]
 pub struct Stop {
-    #[arg(required_unless_present = "all", conflicts_with = "all")]
+    #[arg(required_unless_present = "all", conflicts_with = "all", add = ArgValueCandidates::new(complete::jails))]
     pub names: Vec<String>,
     /// Every jail, in order
     #[arg(long)]
@@ -156,6 +160,7 @@ pub struct Stop {
 
 #[derive(Debug, Args)]
 pub struct Kill {
+    #[arg(add = ArgValueCandidates::new(complete::jails))]
     pub name: String,
     /// By name without SIG, or by number
     #[arg(short, long, default_value = "TERM")]
@@ -164,6 +169,7 @@ pub struct Kill {
 
 #[derive(Debug, Args)]
 pub struct Exec {
+    #[arg(add = ArgValueCandidates::new(complete::jails))]
     pub name: String,
     /// Directory in the jail
     #[arg(short, long, value_name = "DIR")]
@@ -190,6 +196,7 @@ pub struct Program {
 
 #[derive(Debug, Args)]
 pub struct Shell {
+    #[arg(add = ArgValueCandidates::new(complete::jails))]
     pub name: String,
     /// User in the jail, by name or number
     #[arg(short, long)]
@@ -198,6 +205,7 @@ pub struct Shell {
 
 #[derive(Debug, Args)]
 pub struct Logs {
+    #[arg(add = ArgValueCandidates::new(complete::jails))]
     pub name: String,
     /// Go on as more comes
     #[arg(short, long)]
@@ -215,6 +223,7 @@ pub struct Logs {
 
 #[derive(Debug, Args)]
 pub struct Run {
+    #[arg(add = ArgValueCandidates::new(complete::templates))]
     pub template: String,
     /// A name instead of one made up
     #[arg(long)]
@@ -228,7 +237,7 @@ pub struct Run {
 
 #[derive(Debug, Args)]
 pub struct Destroy {
-    #[arg(required = true)]
+    #[arg(required = true, add = ArgValueCandidates::new(complete::jails))]
     pub names: Vec<String>,
     /// Without asking
     #[arg(long)]
@@ -253,7 +262,10 @@ pub enum TemplateVerb {
     /// List templates, their layers and who uses them
     Ls,
     /// Build a template's layers now
-    Build { name: String },
+    Build {
+        #[arg(add = ArgValueCandidates::new(complete::templates))]
+        name: String,
+    },
     /// Remove layers that no jail uses
     Gc,
 }
@@ -261,6 +273,7 @@ pub enum TemplateVerb {
 #[derive(Debug, Args)]
 pub struct Explain {
     /// Without one: all keys, a line each
+    #[arg(add = ArgValueCandidates::new(complete::keys))]
     pub key: Option<String>,
 }
 

@@ -2,6 +2,7 @@
 //! rest; the shapes of tables and JSON are made where the facts are.
 
 mod command;
+mod complete;
 mod destroy;
 mod doctor;
 mod exec;
@@ -28,6 +29,7 @@ pub const CHANGES: i32 = 4;
 /// Parses, dispatches, and prints the one error there may be.
 pub fn main() -> i32 {
     restore_pipe_signal();
+    complete::answer();
     let options = Options::parse();
     match dispatch(&options) {
         Ok(status) => status,
@@ -81,6 +83,6 @@ fn dispatch(options: &Options) -> anyhow::Result<i32> {
         Command::Explain(explain) => reference::explain(options, explain.key.as_deref()),
         Command::Schema => Ok(reference::schema()),
         Command::Man => Ok(reference::man()),
-        Command::Completions(completions) => Ok(reference::completions(completions.shell)),
+        Command::Completions(completions) => complete::script(completions.shell),
     }
 }

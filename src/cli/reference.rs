@@ -78,14 +78,6 @@ pub fn man() -> i32 {
     DONE
 }
 
-pub fn completions(shell: clap_complete::Shell) -> i32 {
-    let mut command = <Options as clap::CommandFactory>::command();
-    let mut script = Vec::new();
-    clap_complete::generate(shell, &mut command, "stockade", &mut script);
-    output::text(&String::from_utf8_lossy(&script));
-    DONE
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -222,6 +222,7 @@ fn prepare(start: &Start<'_>, streams: [OwnedFd; 3]) -> Result<()> {
     confine::umask(start.profile.umask);
     confine::limit(&start.profile.rlimits)?;
     confine::reset_personality()?;
+    confine::reset_affinity()?;
     enter_workdir(&start.launch.workdir)
 }
 

@@ -3,7 +3,6 @@
 //! Nothing here follows a path twice: a target is resolved once to a descriptor, and the mount is
 //! put onto that descriptor.
 
-use std::ffi::CString;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::Path;
@@ -169,10 +168,4 @@ pub fn pivot(root: BorrowedFd<'_>) -> Result<()> {
 pub fn file_system_type(descriptor: BorrowedFd<'_>) -> io::Result<i64> {
     #[allow(clippy::useless_conversion)]
     Ok(i64::from(rustix::fs::fstatfs(descriptor)?.f_type))
-}
-
-/// chroot(2) into the current directory's descriptor, for a process that only looks around.
-pub fn change_root(path: &Path) -> Result<()> {
-    let text = CString::new(path.as_os_str().as_encoded_bytes()).context("a path with a NUL byte")?;
-    rustix::process::chroot(text.as_c_str()).with_context(|| format!("change root to {}", path.display()))
 }

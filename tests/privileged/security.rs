@@ -250,3 +250,20 @@ fn jails_cannot_reach_each_others_files_or_processes() {
     let first = |name: &str| machine.record(name)["first_id"].as_u64().unwrap();
     assert!(first("a").abs_diff(first("b")) >= 65_536);
 }
+
+#[test]
+fn a_jail_is_not_pinned_to_its_callers_cpu() {
+    let Some(machine) = Machine::new() else { return };
+    machine.jail("a", SLEEP);
+    let all = machine.good(&["run", "host", "--", "nproc"]);
+    let pinned = |args: &[&str]| {
+        let line = format!("taskset -c 0 {}", machine.shell_words(args));
+        let output = std::process::Command::new("sh").args(["-c", &line]).output().unwrap();
+        assert!(output.status.success(), "{}", said(&output));
+        String::from_utf8_lossy(&output.stdout).into_owned()
+    };
+    assert_eq!(pinned(&["run", "host", "--", "nproc"]), all);
+    pinned(&["apply"]);
+    assert_eq!(machine.inside("a", "nproc"), all);
+    assert_eq!(pinned(&["exec", "a", "--", "nproc"]), all);
+}

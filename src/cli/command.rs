@@ -87,6 +87,8 @@ pub enum Command {
     Logs(Logs),
     /// Run a command in a throw-away jail
     Run(Run),
+    /// Copy files into a jail, out of it, or between jails
+    Cp(super::cp::Cp),
     /// Stop a jail and delete its files
     Destroy(Destroy),
     /// Remove what nothing uses any more

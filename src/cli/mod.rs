@@ -3,6 +3,7 @@
 
 mod command;
 mod complete;
+mod cp;
 mod destroy;
 mod doctor;
 mod exec;
@@ -11,6 +12,7 @@ mod jails;
 mod logs;
 mod output;
 mod plan;
+mod progress;
 mod reference;
 mod run;
 mod template;
@@ -76,6 +78,7 @@ fn dispatch(options: &Options) -> anyhow::Result<i32> {
         Command::Console(named) => exec::console(options, &named.name),
         Command::Logs(logs) => logs::logs(options, logs),
         Command::Run(run) => run::run(options, run),
+        Command::Cp(asked) => cp::cp(options, asked),
         Command::Destroy(destroy) => destroy::destroy(options, destroy),
         Command::Gc(gc) => gc::gc(options, gc.dry_run),
         Command::Template(template) => template::template(options, template),

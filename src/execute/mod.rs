@@ -28,7 +28,7 @@ use crate::{network, root};
 
 pub use etc::files as etc_files;
 pub use schedule::Outcome;
-pub use start::{instance, refused, start};
+pub use start::{instance, refused, spec_of_stopped, start};
 pub use stop::{cgroup, remove_cgroup, stop};
 
 /// Set by ctrl-C: what has begun is undone, nothing new begins.

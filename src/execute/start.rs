@@ -132,29 +132,7 @@ impl Start<'_> {
     }
 
     fn build_root(&mut self) -> Result<()> {
-        let paths = &self.host.journal.paths;
-        let wanted = self.wanted;
-        if let Some(path) = &wanted.jail.path {
-            self.root = Some(RootSpec::Directory(path.clone()));
-            return Ok(());
-        }
-        let lower = wanted
-            .root
-            .layers
-            .iter()
-            .map(|layer| root::layers::ensure(&paths.state, layer, &|_| ()))
-            .collect::<Result<Vec<_>>>()?;
-        let writes = if wanted.jail.root.storage == "tmpfs" {
-            Writes::Discarded { bytes: super::half_of_memory()? }
-        } else {
-            if wanted.jail.root.on_stop == OnStop::Discard {
-                // A stop that was cut off, or a crash of the machine, may have left the last run's.
-                root::discard(&paths.state, &wanted.jail.name)?;
-            }
-            let own = root::prepare(&paths.state, &wanted.jail.name, self.record.first_id)?;
-            Writes::Kept { upper: own.upper, work: own.work }
-        };
-        self.root = Some(RootSpec::Overlay { lower, writes, host_usr: wanted.root.host_usr });
+        self.root = Some(root_spec(self.host, self.wanted, self.record.first_id)?);
         Ok(())
     }
 
@@ -226,22 +204,11 @@ impl Start<'_> {
     }
 
     fn spec(&mut self) -> Result<Spec> {
-        let jail = self.wanted.jail.clone();
-        let profile = security::profile(&jail).map_err(|refusals| refused(&refusals))?;
-        let network = network::spec(&jail, &self.host.config);
-        let console = jail.exec.console || jail.exec.boot.is_some();
+        let root = self.root.take().ok_or_else(|| anyhow!("the jail has no root"))?;
         Ok(Spec {
             instance: self.record.instance.clone(),
-            paths: self.host.journal.paths.clone(),
             cgroup_base: self.record.cgroup_base.clone(),
-            cgroup_parent: self.host.config.cgroup.clone(),
-            first_id: self.record.first_id,
-            root: self.root.take().ok_or_else(|| anyhow!("the jail has no root"))?,
-            etc: super::etc::files(self.wanted, network.as_ref())?,
-            network,
-            profile,
-            stdio: if console { Stdio::Console } else { Stdio::Log },
-            jail,
+            ..spec(self.host, self.wanted, root, self.record.first_id)?
         })
     }
 
@@ -302,6 +269,62 @@ impl Start<'_> {
             Ok(())
         }
     }
+}
+
+/// Makes all that the root is put together from.
+fn root_spec(host: &Host, wanted: &DesiredJail, first_id: u32) -> Result<RootSpec> {
+    let paths = &host.journal.paths;
+    if let Some(path) = &wanted.jail.path {
+        return Ok(RootSpec::Directory(path.clone()));
+    }
+    let ensure = |layer| root::layers::ensure(&paths.state, layer, &|_| ());
+    let lower = wanted.root.layers.iter().map(ensure).collect::<Result<Vec<_>>>()?;
+    let writes = if wanted.jail.root.storage == "tmpfs" {
+        Writes::Discarded { bytes: super::half_of_memory()? }
+    } else {
+        if wanted.jail.root.on_stop == OnStop::Discard {
+            // A stop that was cut off, or a crash of the machine, may have left the last run's.
+            root::discard(&paths.state, &wanted.jail.name)?;
+        }
+        let own = root::prepare(&paths.state, &wanted.jail.name, first_id)?;
+        Writes::Kept { upper: own.upper, work: own.work }
+    };
+    Ok(RootSpec::Overlay { lower, writes, host_usr: wanted.root.host_usr })
+}
+
+/// One start of a jail with this root.
+fn spec(host: &Host, wanted: &DesiredJail, root: RootSpec, first_id: u32) -> Result<Spec> {
+    let jail = &wanted.jail;
+    let network = network::spec(jail, &host.config);
+    let profile = security::profile(jail).map_err(|refusals| refused(&refusals))?;
+    let console = jail.exec.console || jail.exec.boot.is_some();
+    Ok(Spec {
+        instance: instance(&jail.name),
+        paths: host.journal.paths.clone(),
+        cgroup_base: host.hierarchies.base().to_owned(),
+        cgroup_parent: host.config.cgroup.clone(),
+        first_id,
+        root,
+        etc: super::etc::files(wanted, network.as_ref())?,
+        network,
+        profile,
+        stdio: if console { Stdio::Console } else { Stdio::Log },
+        jail: jail.clone(),
+    })
+}
+
+/// What a start of the jail would begin with: for those who look at its root while it is down.
+/// The caller holds the jail's lock.
+pub fn spec_of_stopped(host: &Host, wanted: &DesiredJail) -> Result<Spec> {
+    let (journal, name) = (&host.journal, &wanted.jail.name);
+    let own = journal.state_dir(name);
+    let first_id = if wanted.jail.security.userns {
+        ids::claim(&journal.paths.state, &own, name, host.config.ids)?
+    } else {
+        crate::journal::make_directory(&own, 0o700)?;
+        0
+    };
+    spec(host, wanted, root_spec(host, wanted, first_id)?, first_id)
 }
 
 /// Key and reason of each.

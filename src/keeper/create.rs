@@ -103,7 +103,7 @@ fn furnish(spec: &Spec, created: &Created, sources: Sources, at_once: bool) -> R
         None
     };
     let idmap = userns.as_ref().map(AsFd::as_fd);
-    let mut mounts = root::assemble(spec, created.pidfd.as_fd(), idmap)?;
+    let mut mounts = root::assemble(spec, Some(created.pidfd.as_fd()), idmap)?;
     for (source, shift) in sources.mounts {
         if let (true, Some(idmap)) = (shift, idmap) {
             mount::set_attributes(source.as_fd(), 0, 0, Some(idmap), false)

@@ -6,7 +6,7 @@
 
 pub mod create;
 mod log;
-mod root;
+pub mod root;
 mod serve;
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};

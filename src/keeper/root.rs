@@ -15,8 +15,14 @@ use crate::spec::{RootSpec, Spec, Writes};
 use crate::sys::mount::{self, NO_DEVICES, NO_SUID, READ_ONLY};
 use crate::sys::namespace;
 
-/// The root's mount and, with `host_usr`, the one for /usr; both attached nowhere.
-pub fn assemble(spec: &Spec, pidfd: BorrowedFd<'_>, idmap: Option<BorrowedFd<'_>>) -> Result<Vec<OwnedFd>> {
+/// The root's mount and, with `host_usr`, the one for /usr; both attached nowhere. Made in the
+/// mount namespace of the jail behind `pidfd`, or without one in this process's own, which
+/// nobody else is in.
+pub fn assemble(
+    spec: &Spec,
+    pidfd: Option<BorrowedFd<'_>>,
+    idmap: Option<BorrowedFd<'_>>,
+) -> Result<Vec<OwnedFd>> {
     match &spec.root {
         RootSpec::Directory(path) => {
             let root = mount::clone_plain_tree(path, false)?;
@@ -52,7 +58,8 @@ fn usr(idmap: Option<BorrowedFd<'_>>) -> Result<OwnedFd> {
 }
 
 /// Runs `work` in the jail's mount namespace and comes back.
-fn inside<T>(pidfd: BorrowedFd<'_>, work: impl FnOnce() -> Result<T>) -> Result<T> {
+fn inside<T>(pidfd: Option<BorrowedFd<'_>>, work: impl FnOnce() -> Result<T>) -> Result<T> {
+    let Some(pidfd) = pidfd else { return work() };
     let own = rustix::fs::open(
         "/proc/self/ns/mnt",
         rustix::fs::OFlags::RDONLY | rustix::fs::OFlags::CLOEXEC,

@@ -99,20 +99,30 @@ fn write_one(
 }
 
 /// Makes an empty file for the host's root alone, with a name that `name` cannot have guessed.
-fn create_beside(directory: &OwnedFd, name: &OsStr) -> anyhow::Result<(File, OsString)> {
+pub(super) fn create_beside(directory: impl AsFd, name: &OsStr) -> anyhow::Result<(File, OsString)> {
     let flags = OFlags::RDWR | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let create = |free: &OsStr| rustix::fs::openat(&directory, free, flags, Mode::from(0o600));
+    let (file, free) = beside(name, create).context("create")?;
+    Ok((File::from(file), free))
+}
+
+/// Makes something with a name that nobody has and nobody could have guessed, and gives that name.
+pub(super) fn beside<T>(
+    name: &OsStr,
+    make: impl Fn(&OsStr) -> Result<T, rustix::io::Errno>,
+) -> anyhow::Result<(T, OsString)> {
     let now = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
     for attempt in 0..NAMES_TRIED_MAX {
         let mut digest = Sha256::new();
         digest.update(name.as_bytes());
         digest.update(format!("{}.{} {attempt}", now.tv_sec, now.tv_nsec));
         let free = OsString::from(format!(".stockade-{}", &hex(&digest.finalize())[..16]));
-        match rustix::fs::openat(directory, &free, flags, Mode::from(0o600)) {
+        match make(&free) {
             Err(rustix::io::Errno::EXIST) => {}
-            other => return Ok((File::from(other.context("create")?), free)),
+            other => return Ok((other?, free)),
         }
     }
-    anyhow::bail!("create a file beside it: {NAMES_TRIED_MAX} names are taken")
+    anyhow::bail!("{NAMES_TRIED_MAX} names beside it are taken")
 }
 
 /// The mode goes last, for changing the owner takes setuid away.

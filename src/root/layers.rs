@@ -6,10 +6,10 @@
 //! jail, 0 to 65,535, and only an idmapped mount gives them to a jail; the directory above is
 //! for the host's root alone, so setuid files in a layer are out of reach.
 
-mod archive;
-mod copied;
+pub(super) mod archive;
+pub(super) mod copied;
 mod host;
-mod tree;
+pub(super) mod tree;
 
 use std::collections::BTreeSet;
 use std::ffi::{OsStr, OsString};

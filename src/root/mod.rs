@@ -3,12 +3,15 @@
 //! Shell. Nothing here decides what a root is made of; `template` has done that. Every path below
 //! a root is resolved inside it by descriptor, and nothing is ever chowned recursively.
 
+pub mod carry;
 pub mod copy;
 pub mod files;
 pub mod layers;
 pub mod own;
+pub mod pack;
 mod removal;
 mod upper;
+pub mod view;
 pub mod volume;
 
 pub use own::{discard, prepare};

@@ -1,10 +1,13 @@
 //! Namespaces: joining them, leaving them, id maps and clock offsets.
 
-use std::io::Write;
-use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
+use std::fs::File;
+use std::io::{Read, Write};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
 use anyhow::{Context, Result};
 use rustix::fs::{Mode, OFlags};
+
+use super::process::{self, Cloned};
 
 /// Ids in one jail's range; also what user_namespaces(7) maps from 0.
 pub const IDS: u32 = 65_536;
@@ -34,16 +37,54 @@ pub fn setns(descriptor: BorrowedFd<'_>, flags: i32) -> std::io::Result<()> {
 
 /// Maps ids 0 to 65,535 of the user namespace of `pid` to `first` and up.
 pub fn map_ids(pid: i32, first: u32) -> Result<()> {
+    map(pid, 0, first)
+}
+
+/// Maps 65,536 ids of the user namespace of `pid`, from `inside`, to those from `outside`.
+fn map(pid: i32, inside: u32, outside: u32) -> Result<()> {
     for file in ["uid_map", "gid_map"] {
         let path = format!("/proc/{pid}/{file}");
         // One write(2) only: the kernel takes the whole map at once, user_namespaces(7).
         std::fs::OpenOptions::new()
             .write(true)
             .open(&path)
-            .and_then(|mut map| map.write_all(format!("0 {first} {IDS}\n").as_bytes()))
+            .and_then(|mut map| map.write_all(format!("{inside} {outside} {IDS}\n").as_bytes()))
             .with_context(|| format!("write {path}"))?;
     }
     Ok(())
+}
+
+/// A user namespace with nobody in it, in which the 65,536 ids from `inside` are those from
+/// `outside` here: for the mounts and processes that are to have its view of ids.
+pub fn users(inside: u32, outside: u32) -> Result<OwnedFd> {
+    let (ready, tell_ready) = pipe()?;
+    let (end, tell_end) = pipe()?;
+    match process::fork().context("fork")? {
+        Cloned::Child => {
+            drop(tell_end);
+            if unshare(libc::CLONE_NEWUSER).is_ok() && File::from(tell_ready).write_all(b"1").is_ok() {
+                // Ends when the parent does, or has what it wants.
+                let _ = File::from(end).read(&mut [0]);
+            }
+            process::exit_now(0)
+        }
+        Cloned::Parent { pid, pidfd } => {
+            drop(tell_ready);
+            let mapped = || {
+                File::from(ready).read_exact(&mut [0]).context("make a user namespace")?;
+                map(pid, inside, outside)?;
+                open(pid, "user")
+            };
+            let namespace = mapped();
+            drop(tell_end);
+            process::reap(pidfd.as_fd())?;
+            namespace
+        }
+    }
+}
+
+fn pipe() -> Result<(OwnedFd, OwnedFd)> {
+    rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC).context("make a pipe")
 }
 
 /// `/proc/PID/ns/KIND`.

@@ -277,6 +277,29 @@ pub fn default_pipe_signal() -> io::Result<()> {
     Ok(())
 }
 
+/// Writing to a reader that has gone is an error like others, for those who have more to say then.
+pub fn ignore_pipe_signal() {
+    // SAFETY: SIG_IGN installs no code of ours, and SIGPIPE may be ignored.
+    unsafe { libc::signal(libc::SIGPIPE, libc::SIG_IGN) };
+}
+
+/// Has SIGINT and SIGTERM tell [`crate::execute::interrupt`], without a thread, so that this
+/// process may still be forked. A second one ends it at once.
+pub fn catch_interrupt() -> io::Result<()> {
+    for signal in [libc::SIGINT, libc::SIGTERM] {
+        let act = || {
+            if crate::execute::interrupted() {
+                exit_now(128 + libc::SIGINT);
+            }
+            crate::execute::interrupt();
+        };
+        // SAFETY: the action loads and stores an atomic, and may call _exit(2): all may be done
+        // in a signal handler.
+        unsafe { signal_hook::low_level::register(signal, act)? };
+    }
+    Ok(())
+}
+
 /// A signalfd(2) for every signal; they must be blocked.
 pub fn signal_descriptor() -> Result<nix::sys::signalfd::SignalFd> {
     use nix::sys::signalfd::{SfdFlags, SignalFd};

@@ -4,6 +4,7 @@
 //! root a test says aloud that it is skipped, and with `STOCKADE_TEST_MUST_RUN=1` it fails.
 
 mod apply;
+mod cp;
 mod crash;
 mod daemon;
 mod hooks;

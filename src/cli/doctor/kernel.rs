@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, ensure};
 use rustix::mount::UnmountFlags;
 
-use super::trial::{in_child, with_user_namespace};
+use super::trial::in_child;
 use super::{Line, Verdict};
 use crate::desired::{Bridge, HostConfig};
 use crate::jail::{JailName, JailNetwork, NetworkMode, Settings};
@@ -200,10 +200,9 @@ fn scratch<T>(place: &Path, work: impl FnOnce(&Path) -> Result<T, String>) -> Re
 fn idmapped(place: &Path, first: u32) -> Line {
     let tried = scratch(place, |path| {
         in_child(|| {
-            with_user_namespace(first, |user| {
-                let copy = mount::clone_tree(rustix::fs::CWD, path, false).context("clone a mount")?;
-                mount::set_attributes(copy.as_fd(), 0, 0, Some(user), false).context("map its ids")
-            })
+            let users = namespace::users(0, first)?;
+            let copy = mount::clone_tree(rustix::fs::CWD, path, false).context("clone a mount")?;
+            mount::set_attributes(copy.as_fd(), 0, 0, Some(users.as_fd()), false).context("map its ids")
         })
     });
     let seen = tried.map(|()| format!("on the file system of {}", place.display()));

@@ -2,11 +2,11 @@
 
 use std::fs::File;
 use std::io::{Read, Write};
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, OwnedFd};
 
 use anyhow::{Context, Result};
 
-use crate::sys::{namespace, process};
+use crate::sys::process;
 
 /// The longest answer of a child.
 const ANSWER_BYTES_MAX: u64 = 4096;
@@ -39,36 +39,6 @@ pub fn in_child(work: impl FnOnce() -> Result<()>) -> Result<(), String> {
             }
         }
     }
-}
-
-/// Runs `work` with a new user namespace in which 0 to 65,535 are `first` and up.
-pub fn with_user_namespace(first: u32, work: impl FnOnce(BorrowedFd<'_>) -> Result<()>) -> Result<()> {
-    let (ready, tell_ready) = pipe()?;
-    let (end, tell_end) = pipe()?;
-    match process::fork().context("fork")? {
-        process::Cloned::Child => {
-            drop(tell_end);
-            let made = namespace::unshare(libc::CLONE_NEWUSER).is_ok();
-            if made && File::from(tell_ready).write_all(b"1").is_ok() {
-                // Ends when the parent does, or has what it wants.
-                let _ = File::from(end).read(&mut [0]);
-            }
-            process::exit_now(0)
-        }
-        process::Cloned::Parent { pid, pidfd } => {
-            drop(tell_ready);
-            let done = mapped(pid, first, ready).and_then(|namespace| work(namespace.as_fd()));
-            drop(tell_end);
-            process::reap(pidfd.as_fd())?;
-            done
-        }
-    }
-}
-
-fn mapped(pid: i32, first: u32, ready: OwnedFd) -> Result<OwnedFd> {
-    File::from(ready).read_exact(&mut [0]).context("make a user namespace")?;
-    namespace::map_ids(pid, first)?;
-    namespace::open(pid, "user")
 }
 
 fn pipe() -> Result<(OwnedFd, OwnedFd)> {

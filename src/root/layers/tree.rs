@@ -1,5 +1,6 @@
-//! A fresh tree that is filled from somewhere: every path is resolved inside its root, and what
-//! it may cost is bounded.
+//! A tree that is filled from somewhere: every path is resolved inside its root, and what it may
+//! cost is bounded. It is a fresh one that nobody else writes to, or one that is in use, of which
+//! each entry is replaced at once and no directory changes.
 
 use std::ffi::{OsStr, OsString};
 use std::fs::File;
@@ -9,9 +10,10 @@ use std::path::{Component, Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail, ensure};
-use rustix::fs::{AtFlags, Gid, Mode, OFlags, Timespec, Timestamps, Uid};
+use rustix::fs::{AtFlags, FileType, Gid, Mode, OFlags, Timespec, Timestamps, Uid, XattrFlags};
 use rustix::io::Errno;
 
+use crate::root::files;
 use crate::sys::file;
 
 /// Entries of one layer.
@@ -26,6 +28,8 @@ pub const PATH_BYTES_MAX: usize = 4095;
 pub const NAME_BYTES_MAX: usize = 255;
 /// How long one layer may take to build.
 pub const BUILD_TIME_MAX: Duration = Duration::from_mins(30);
+/// More than anybody waits for.
+const BOUNDLESS_TIME: Duration = Duration::from_hours(24 * 365);
 /// The largest owner; a jail's range of ids ends there.
 pub const ID_MAX: u64 = 65_535;
 /// Bytes copied between two looks at the clock.
@@ -58,7 +62,14 @@ impl Budget {
         self.in_time()
     }
 
+    /// For what a person copies and looks on: it ends when they say so.
+    pub fn boundless() -> Self {
+        let deadline = Instant::now() + BOUNDLESS_TIME;
+        Self { entries: u64::MAX, bytes: u64::MAX, deadline }
+    }
+
     fn in_time(&self) -> anyhow::Result<()> {
+        ensure!(!crate::execute::interrupted(), "interrupted");
         ensure!(Instant::now() < self.deadline, "takes more than {} s", BUILD_TIME_MAX.as_secs());
         Ok(())
     }
@@ -75,9 +86,22 @@ pub struct Metadata {
     pub mtime: (i64, u32),
 }
 
+/// What a regular file holds: `parts` of it, offset and length in ascending order, come from
+/// `data` one after the other, and the rest are holes.
+pub struct Contents<'d> {
+    pub size: u64,
+    pub parts: Vec<(u64, u64)>,
+    pub data: &'d mut dyn Read,
+}
+
+/// Name and value of an extended attribute.
+pub type Attribute = (String, Vec<u8>);
+
 pub struct Tree {
     root: OwnedFd,
     pub budget: Budget,
+    /// Others use what is there already.
+    in_use: bool,
     /// The directory of the last entry, for the next is mostly beside it.
     last: Option<(PathBuf, OwnedFd)>,
     /// Directories get their times last, for each entry made in them changes these.
@@ -87,7 +111,12 @@ pub struct Tree {
 impl Tree {
     /// `root` is an empty directory that nobody else writes to.
     pub fn new(root: OwnedFd) -> Self {
-        Self { root, budget: Budget::default(), last: None, directories: Vec::new() }
+        Self { root, budget: Budget::default(), in_use: false, last: None, directories: Vec::new() }
+    }
+
+    /// `root` is a directory that others may use, and write to, while it is filled.
+    pub fn in_use(root: OwnedFd) -> Self {
+        Self { in_use: true, budget: Budget::boundless(), ..Self::new(root) }
     }
 
     pub fn root(&self) -> BorrowedFd<'_> {
@@ -96,22 +125,46 @@ impl Tree {
 
     /// Makes a directory, or gives the one that is there its owner and mode.
     pub fn directory(&mut self, path: &Path, metadata: Metadata) -> anyhow::Result<()> {
+        self.directory_with(path, metadata, &[])
+    }
+
+    /// The same with attributes. A directory in use stays as it is.
+    pub fn directory_with(
+        &mut self,
+        path: &Path,
+        metadata: Metadata,
+        attributes: &[Attribute],
+    ) -> anyhow::Result<()> {
         self.budget.entry()?;
         let path = inside(path)?;
         if path.as_os_str().is_empty() {
+            if self.in_use {
+                return Ok(());
+            }
             own(&self.root, metadata)?;
+            set_attributes(&self.root, attributes)?;
         } else {
-            let (parent, name) = self.place(&path)?;
-            if !is_directory(parent, &name)? {
+            if self.is_there(&path)? {
+                if self.in_use {
+                    return Ok(());
+                }
+            } else {
                 self.make_way(&path)?;
                 let (parent, name) = self.place(&path)?;
                 rustix::fs::mkdirat(parent, &name, Mode::from(0o700)).context("make directory")?;
             }
             let (parent, name) = self.place(&path)?;
-            own(&file::open_child(parent, &name)?, metadata)?;
+            let made = file::open_child(parent, &name)?;
+            own(&made, metadata)?;
+            set_attributes(&made, attributes)?;
         }
         self.directories.push((path, metadata.mtime));
         Ok(())
+    }
+
+    fn is_there(&mut self, path: &Path) -> anyhow::Result<bool> {
+        let (parent, name) = self.place(path)?;
+        is_directory(parent, &name)
     }
 
     /// Makes a regular file of `size` bytes from `contents`.
@@ -121,31 +174,97 @@ impl Tree {
         metadata: Metadata,
         size: u64,
         contents: &mut dyn Read,
-    ) -> anyhow::Result<File> {
-        ensure!(size <= self.budget.bytes, "more than {BYTES_MAX} bytes");
-        let file = self.create(path)?;
-        let mut left = size;
+    ) -> anyhow::Result<()> {
+        let contents = Contents { size, parts: vec![(0, size)], data: contents };
+        self.file_with(path, metadata, contents, &[])
+    }
+
+    /// Makes a regular file with its holes and attributes.
+    pub fn file_with(
+        &mut self,
+        path: &Path,
+        metadata: Metadata,
+        contents: Contents<'_>,
+        attributes: &[Attribute],
+    ) -> anyhow::Result<()> {
+        ensure!(contents.size <= self.budget.bytes, "more than {BYTES_MAX} bytes");
+        let (file, temporary) = self.create(path)?;
+        let filled = self.fill(&file, contents).and_then(|()| {
+            own(&file, metadata)?;
+            // After the owner, whose change takes a file's capabilities away.
+            set_attributes(&file, attributes)?;
+            rustix::fs::futimens(&file, &times(metadata.mtime)).context("set times")
+        });
+        self.put(path, temporary, filled)
+    }
+
+    fn fill(&mut self, file: &File, contents: Contents<'_>) -> anyhow::Result<()> {
+        let mut at = 0;
+        for (offset, length) in contents.parts {
+            let end = offset.checked_add(length).filter(|end| offset >= at && *end <= contents.size);
+            let end = end.context("its parts overlap or go beyond its end")?;
+            if length == 0 {
+                continue;
+            }
+            rustix::fs::seek(file, rustix::fs::SeekFrom::Start(offset)).context("seek")?;
+            self.budget.bytes(offset - at)?;
+            self.stretch(contents.data, file, length)?;
+            at = end;
+        }
+        self.budget.bytes(contents.size - at)?;
+        if at < contents.size {
+            rustix::fs::ftruncate(file, contents.size).context("set the size")?;
+        }
+        Ok(())
+    }
+
+    fn stretch(&mut self, data: &mut dyn Read, file: &File, length: u64) -> anyhow::Result<()> {
+        let mut left = length;
         while left > 0 {
             let part = left.min(CHUNK);
-            let copied = self.part(contents, &file, part)?;
-            ensure!(copied == part, "ends after {} of {size} bytes", size - left + copied);
+            let copied = self.part(data, file, part)?;
+            ensure!(copied == part, "ends after {} of {length} bytes", length - left + copied);
             left -= part;
         }
-        finish(&file, metadata)?;
-        Ok(file)
+        Ok(())
+    }
+
+    /// Makes a device node, a FIFO, or a whiteout of overlayfs.
+    pub fn node(
+        &mut self,
+        path: &Path,
+        metadata: Metadata,
+        kind: FileType,
+        device: u64,
+    ) -> anyhow::Result<()> {
+        self.budget.entry()?;
+        let path = inside(path)?;
+        self.make_way(&path)?;
+        let (parent, name) = self.place(&path)?;
+        rustix::fs::mknodat(parent, &name, kind, Mode::from(metadata.mode & 0o777), device)
+            .context("make node")?;
+        chown_link(parent, &name, metadata)?;
+        // The umask, and a set-id bit that is not for nodes, have no say.
+        rustix::fs::chmodat(parent, &name, Mode::from(metadata.mode & 0o777), AtFlags::empty())
+            .context("chmod")?;
+        let times = times(metadata.mtime);
+        rustix::fs::utimensat(parent, &name, &times, AtFlags::SYMLINK_NOFOLLOW).context("set times")
     }
 
     /// Makes a regular file with the contents of an open one, sharing blocks where that is possible.
     pub fn copy(&mut self, path: &Path, metadata: Metadata, source: &File) -> anyhow::Result<File> {
-        let file = self.create(path)?;
-        if file::clone_blocks(source, &file) {
-            self.budget.bytes(file.metadata().context("stat")?.len())?;
-        } else {
-            let mut rest = source;
-            while self.part(&mut rest, &file, CHUNK)? == CHUNK {}
+        let (file, temporary) = self.create(path)?;
+        let filled = self.copy_contents(&file, source).and_then(|()| finish(&file, metadata));
+        self.put(path, temporary, filled).map(|()| file)
+    }
+
+    fn copy_contents(&mut self, file: &File, source: &File) -> anyhow::Result<()> {
+        if file::clone_blocks(source, file) {
+            return self.budget.bytes(file.metadata().context("stat")?.len());
         }
-        finish(&file, metadata)?;
-        Ok(file)
+        let mut rest = source;
+        while self.part(&mut rest, file, CHUNK)? == CHUNK {}
+        Ok(())
     }
 
     /// Copies up to `most` bytes and says how many there were.
@@ -156,13 +275,40 @@ impl Tree {
         Ok(copied)
     }
 
-    fn create(&mut self, path: &Path) -> anyhow::Result<File> {
+    /// Opens a new file: in its place, or with another name beside it when the tree is in use.
+    fn create(&mut self, path: &Path) -> anyhow::Result<(File, Option<OsString>)> {
         self.budget.entry()?;
         let path = inside(path)?;
+        if self.in_use {
+            let (parent, name) = self.place(&path)?;
+            let (file, temporary) = files::create_beside(parent, &name)?;
+            return Ok((file, Some(temporary)));
+        }
         self.make_way(&path)?;
         let (parent, name) = self.place(&path)?;
         let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        Ok(File::from(rustix::fs::openat(parent, &name, flags, Mode::from(0o600)).context("create")?))
+        let file = rustix::fs::openat(parent, &name, flags, Mode::from(0o600)).context("create")?;
+        Ok((File::from(file), None))
+    }
+
+    /// Gives what was made beside its place its name, or takes it away if it is not whole.
+    fn put(
+        &mut self,
+        path: &Path,
+        temporary: Option<OsString>,
+        made: anyhow::Result<()>,
+    ) -> anyhow::Result<()> {
+        let Some(temporary) = temporary else { return made };
+        let (parent, name) = self.place(&inside(path)?)?;
+        let put = made.and_then(|()| match rustix::fs::renameat(parent, &temporary, parent, &name) {
+            Err(Errno::ISDIR | Errno::EXIST | Errno::NOTEMPTY) => bail!("takes the place of a directory"),
+            other => other.context("rename into place"),
+        });
+        if put.is_err() {
+            // The first error is the one to tell.
+            let _ = rustix::fs::unlinkat(parent, &temporary, AtFlags::empty());
+        }
+        put
     }
 
     pub fn link(&mut self, path: &Path, target: &Path, metadata: Metadata) -> anyhow::Result<()> {
@@ -170,14 +316,17 @@ impl Tree {
         let length = target.as_os_str().len();
         ensure!(length > 0 && length <= PATH_BYTES_MAX, "a link target has 1 to {PATH_BYTES_MAX} bytes");
         let path = inside(path)?;
+        if self.in_use {
+            let (parent, name) = self.place(&path)?;
+            let ((), temporary) = files::beside(&name, |free| rustix::fs::symlinkat(target, parent, free))
+                .context("make link")?;
+            let finished = finish_link(parent, &temporary, metadata);
+            return self.put(&path, Some(temporary), finished);
+        }
         self.make_way(&path)?;
         let (parent, name) = self.place(&path)?;
         rustix::fs::symlinkat(target, parent, &name).context("make link")?;
-        let (uid, gid) = ids(metadata)?;
-        rustix::fs::chownat(parent, &name, Some(uid), Some(gid), AtFlags::SYMLINK_NOFOLLOW)
-            .context("chown")?;
-        let times = times(metadata.mtime);
-        Ok(rustix::fs::utimensat(parent, &name, &times, AtFlags::SYMLINK_NOFOLLOW)?)
+        finish_link(parent, &name, metadata)
     }
 
     /// Gives the entry at `target`, which is in the tree already, a second name.
@@ -191,20 +340,36 @@ impl Tree {
         if path == target {
             return Ok(());
         }
+        let shown = || format!("hard link to {}", target.display());
+        if self.in_use {
+            let (parent, own_name) = self.place(&path)?;
+            let link = |free: &OsStr| rustix::fs::linkat(&directory, name, parent, free, AtFlags::empty());
+            let ((), temporary) = files::beside(&own_name, link).with_context(shown)?;
+            let put = self.put(&path, Some(temporary.clone()), Ok(()));
+            // Renaming one name of a file to another of the same file leaves both.
+            let (parent, _) = self.place(&path)?;
+            let _ = rustix::fs::unlinkat(parent, &temporary, AtFlags::empty());
+            return put;
+        }
         self.make_way(&path)?;
         let (parent, own_name) = self.place(&path)?;
-        rustix::fs::linkat(&directory, name, parent, &own_name, AtFlags::empty())
-            .with_context(|| format!("hard link to {}", target.display()))
+        rustix::fs::linkat(&directory, name, parent, &own_name, AtFlags::empty()).with_context(shown)
     }
 
     /// Gives directories their times, and puts all on the disk.
-    pub fn finish(mut self) -> anyhow::Result<OwnedFd> {
+    pub fn finish(self) -> anyhow::Result<OwnedFd> {
+        let root = self.settle()?;
+        rustix::fs::syncfs(&root).context("sync the file system")?;
+        Ok(root)
+    }
+
+    /// Gives directories their times.
+    pub fn settle(mut self) -> anyhow::Result<OwnedFd> {
         while let Some((path, mtime)) = self.directories.pop() {
             let directory = file::open_inside(self.root(), &path, OFlags::DIRECTORY, file::INSIDE);
             let Ok(directory) = directory else { continue };
             rustix::fs::futimens(&directory, &times(mtime)).context("set times")?;
         }
-        rustix::fs::syncfs(&self.root).context("sync the file system")?;
         Ok(self.root)
     }
 
@@ -238,7 +403,15 @@ impl Tree {
 
     /// Removes what stands in the place of a new entry, as a later entry of an archive wins.
     fn make_way(&mut self, path: &Path) -> anyhow::Result<()> {
+        let in_use = self.in_use;
         let (parent, name) = self.place(path)?;
+        if in_use {
+            return match rustix::fs::statat(parent, &name, AtFlags::SYMLINK_NOFOLLOW) {
+                Err(Errno::NOENT) => Ok(()),
+                Ok(_) => bail!("takes the place of what is there already"),
+                Err(error) => Err(error).context("stat"),
+            };
+        }
         match rustix::fs::unlinkat(parent, &name, AtFlags::empty()) {
             // A link may have been part of the way to the directory that is kept open.
             Ok(()) => self.last = None,
@@ -277,7 +450,7 @@ fn split(path: &Path) -> anyhow::Result<(&Path, &OsStr)> {
 
 fn is_directory(parent: BorrowedFd<'_>, name: &OsStr) -> anyhow::Result<bool> {
     match rustix::fs::statat(parent, name, AtFlags::SYMLINK_NOFOLLOW) {
-        Ok(stat) => Ok(rustix::fs::FileType::from_raw_mode(stat.st_mode).is_dir()),
+        Ok(stat) => Ok(FileType::from_raw_mode(stat.st_mode).is_dir()),
         Err(Errno::NOENT) => Ok(false),
         Err(error) => Err(error).context("stat"),
     }
@@ -296,6 +469,25 @@ fn own(entry: impl AsFd, metadata: Metadata) -> anyhow::Result<()> {
     let (uid, gid) = ids(metadata)?;
     rustix::fs::fchown(&entry, Some(uid), Some(gid)).context("chown")?;
     rustix::fs::fchmod(&entry, Mode::from(metadata.mode & 0o7777)).context("chmod")
+}
+
+fn set_attributes(entry: impl AsFd, attributes: &[Attribute]) -> anyhow::Result<()> {
+    for (name, value) in attributes {
+        rustix::fs::fsetxattr(&entry, name, value, XattrFlags::empty())
+            .with_context(|| format!("set the attribute {name}"))?;
+    }
+    Ok(())
+}
+
+fn chown_link(parent: BorrowedFd<'_>, name: &OsStr, metadata: Metadata) -> anyhow::Result<()> {
+    let (uid, gid) = ids(metadata)?;
+    rustix::fs::chownat(parent, name, Some(uid), Some(gid), AtFlags::SYMLINK_NOFOLLOW).context("chown")
+}
+
+fn finish_link(parent: BorrowedFd<'_>, name: &OsStr, metadata: Metadata) -> anyhow::Result<()> {
+    chown_link(parent, name, metadata)?;
+    let times = times(metadata.mtime);
+    rustix::fs::utimensat(parent, name, &times, AtFlags::SYMLINK_NOFOLLOW).context("set times")
 }
 
 fn finish(file: &File, metadata: Metadata) -> anyhow::Result<()> {

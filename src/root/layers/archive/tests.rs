@@ -4,8 +4,9 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::io::Write as _;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::path::PathBuf;
 
-use tar::{Builder, Header};
+use tar::{Builder, EntryType, Header};
 use tempfile::TempDir;
 
 use super::*;
@@ -265,20 +266,38 @@ fn capabilities_and_overlay_marks_are_dropped() {
 }
 
 #[test]
-fn a_sparse_file_in_pax_form_is_refused() {
-    if !is_root("a_sparse_file_in_pax_form_is_refused") {
+fn a_sparse_file_in_pax_form_is_laid_with_its_holes() {
+    if !is_root("a_sparse_file_in_pax_form_is_laid_with_its_holes") {
         return;
     }
-    let mut builder = Builder::new(Vec::new());
-    let records: [(&str, &[u8]); 2] = [("GNU.sparse.major", b"1"), ("GNU.sparse.name", b"f")];
-    builder.append_pax_extensions(records).expect("an archive in memory");
-    let (header, contents) = file("GNUSparseFile.1/f", "1\n0\n4\nabcd");
-    builder.append(&header, contents).expect("an archive in memory");
-    let error = Place::new().unpack(&builder.into_inner().expect("bytes"), None).expect_err("sparse");
-    assert!(
-        format!("{error:#}").contains("entry `GNUSparseFile.1/f`: a sparse file in PAX form"),
-        "{error:#}"
-    );
+    let unpack = |version: &[u8], size: &[u8], map: &str, data: &str| {
+        let mut builder = Builder::new(Vec::new());
+        let records: [(&str, &[u8]); 3] =
+            [("GNU.sparse.major", version), ("GNU.sparse.name", b"f"), ("GNU.sparse.realsize", size)];
+        builder.append_pax_extensions(records).expect("an archive in memory");
+        let contents = format!("{map:\0<512}{data}");
+        let (header, contents) = file("GNUSparseFile.1/f", &contents);
+        builder.append(&header, contents).expect("an archive in memory");
+        let place = Place::new();
+        let layer = place.unpack(&builder.into_inner().expect("bytes"), None);
+        layer.map(|layer| fs::read(layer.join("f")).expect("a file"))
+    };
+    let found = unpack(b"1", b"100000", "2\n50000\n4\n100000\n0\n", "abcd").expect("laid");
+    assert_eq!((found.len(), &found[49_999..50_005]), (100_000, &b"\0abcd\0"[..]));
+    for (version, size, map, error) in [
+        (&b"0"[..], &b"9"[..], "1\n0\n4\n", "another form"),
+        (b"1", b"3", "1\n0\n4\n", "beyond its end"),
+        (b"1", b"9", "2\n4\n2\n2\n2\n", "overlap"),
+        (b"1", b"9", "1\n5\n18446744073709551615\n", "beyond its end"),
+        (b"1", b"9", "99999999999\n", "stretches"),
+        (b"1", b"9", "1\n-1\n", "map of a sparse file"),
+        (b"1", b"9", "1\n0\n8\n", "ends after"),
+        (b"1", b"99999999999999", "0\n", "more than"),
+        (b"1", b"x", "0\n", "realsize"),
+    ] {
+        let said = format!("{:#}", unpack(version, size, map, "abcd").expect_err(error));
+        assert!(said.contains(error), "{error}: {said}");
+    }
 }
 
 #[test]

@@ -1,0 +1,415 @@
+//! Packs trees into a tar stream, by descriptor: no link is followed below the top, and what
+//! changes its kind while it is looked at is an error, not a way out.
+//!
+//! Long names are written as GNU tar does, attributes, holes and times finer than a second as PAX
+//! records, so that other programs read the stream too.
+
+use std::collections::HashMap;
+use std::ffi::{OsStr, OsString};
+use std::fs::File;
+use std::io::{self, Read, Write};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, bail, ensure};
+use rustix::fs::{AtFlags, FileType, SeekFrom, Stat};
+use tar::{Builder, EntryType, Header};
+
+use super::layers::copied::open_regular;
+use super::layers::tree::DEPTH_MAX;
+use crate::sys::{file, mount};
+
+/// Entries of one directory.
+const NAMES_MAX: usize = 10_000_000;
+/// Stretches of data in one sparse file; with more it is packed whole.
+const STRETCHES_MAX: usize = 1 << 16;
+/// Bytes that the `told` function hears of at a time.
+const CHUNK: usize = 1 << 20;
+/// What the kernel shows there is no file, and reading some of it acts or waits.
+const OF_THE_KERNEL: &[i64] = &[
+    libc::PROC_SUPER_MAGIC,
+    0x6265_6572, // sysfs
+    libc::CGROUP_SUPER_MAGIC,
+    libc::CGROUP2_SUPER_MAGIC,
+    0x1cd1,      // devpts
+    0x1980_0202, // mqueue
+    0x6462_6720, // debugfs
+    0x7472_6163, // tracefs
+    0xcafe_4a11, // bpf
+];
+
+/// What of an entry goes along.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Keep {
+    /// Contents, permissions and time; all is root's, and nothing runs as its owner.
+    Plain,
+    /// Also owners, set-id bits, `user.*` attributes and access lists.
+    Owners,
+    /// All there is: attributes of every kind, device nodes, overlayfs's whiteouts.
+    Everything,
+}
+
+impl Keep {
+    fn attribute(self, name: &OsStr) -> bool {
+        let name = name.as_bytes();
+        match self {
+            Self::Plain => false,
+            Self::Owners => name.starts_with(b"user.") || name.starts_with(b"system.posix_acl_"),
+            Self::Everything => true,
+        }
+    }
+}
+
+pub struct Pack<'p, W: Write> {
+    out: Builder<W>,
+    keep: Keep,
+    /// The first name in the stream of each file that has several.
+    names: HashMap<(u64, u64), PathBuf>,
+    /// What could not go along: sockets, devices, and what the kernel shows.
+    pub left_out: Vec<PathBuf>,
+    told: &'p dyn Fn(u64),
+    /// The last file system that was found to be none of the kernel's own.
+    device: Option<u64>,
+}
+
+/// One entry: where it is and what it was when it was looked at.
+struct Found<'f> {
+    parent: BorrowedFd<'f>,
+    name: &'f OsStr,
+    path: &'f Path,
+    stat: Stat,
+}
+
+impl<'p, W: Write> Pack<'p, W> {
+    /// `told` hears of bytes that went into the stream.
+    pub fn new(out: W, keep: Keep, told: &'p dyn Fn(u64)) -> Self {
+        Self { out: Builder::new(out), keep, names: HashMap::new(), left_out: Vec::new(), told, device: None }
+    }
+
+    /// Names of files are not the same ones any more: another tree follows.
+    pub fn forget_names(&mut self) {
+        self.names.clear();
+    }
+
+    /// A regular file of root's with this text.
+    pub fn text(&mut self, path: &Path, text: &[u8]) -> anyhow::Result<()> {
+        let mut header = Header::new_gnu();
+        header.set_mode(0o600);
+        header.set_size(text.len() as u64);
+        Ok(self.out.append_data(&mut header, path, text)?)
+    }
+
+    /// Ends the stream; one that is not ended is taken for cut off by nobody but us.
+    pub fn finish(self) -> anyhow::Result<W> {
+        self.out.into_inner().context("end the archive")
+    }
+
+    /// What the stream goes to.
+    pub fn out(&mut self) -> &mut W {
+        self.out.get_mut()
+    }
+
+    /// Packs `name` of `parent`, with all below it, as `path`.
+    pub fn entry(&mut self, parent: BorrowedFd<'_>, name: &OsStr, path: &Path) -> anyhow::Result<()> {
+        self.any(parent, name, path, 0)
+    }
+
+    /// Packs what is in `directory`, each below `path`.
+    pub fn inner(&mut self, directory: &OwnedFd, path: &Path) -> anyhow::Result<()> {
+        self.children(directory, path, rustix::fs::fstat(directory).context("stat")?.st_dev, 0)
+    }
+
+    /// Packs the directory itself, and what is in it.
+    pub fn directory(&mut self, directory: &OwnedFd, path: &Path) -> anyhow::Result<()> {
+        let stat = rustix::fs::fstat(directory).context("stat")?;
+        self.directory_entry(directory, path, &stat)?;
+        self.children(directory, path, stat.st_dev, 0)
+    }
+
+    /// The recursion is bounded by `DEPTH_MAX`.
+    fn any(&mut self, parent: BorrowedFd<'_>, name: &OsStr, path: &Path, depth: usize) -> anyhow::Result<()> {
+        ensure!(!crate::execute::interrupted(), "interrupted");
+        let shown = || path.display().to_string();
+        let stat = rustix::fs::statat(parent, name, AtFlags::SYMLINK_NOFOLLOW).with_context(shown)?;
+        if FileType::from_raw_mode(stat.st_mode).is_dir() {
+            ensure!(depth <= DEPTH_MAX, "{} is more than {DEPTH_MAX} directories deep", path.display());
+            let directory = file::open_child(parent, name).with_context(shown)?;
+            let stat = rustix::fs::fstat(&directory).with_context(shown)?;
+            self.directory_entry(&directory, path, &stat).with_context(shown)?;
+            return self.children(&directory, path, stat.st_dev, depth);
+        }
+        self.other(&Found { parent, name, path, stat }).with_context(shown)
+    }
+
+    fn children(
+        &mut self,
+        directory: &OwnedFd,
+        path: &Path,
+        device: u64,
+        depth: usize,
+    ) -> anyhow::Result<()> {
+        if self.device != Some(device) {
+            if OF_THE_KERNEL.contains(&mount::file_system_type(directory.as_fd()).context("statfs")?) {
+                self.left_out.push(path.to_owned());
+                return Ok(());
+            }
+            self.device = Some(device);
+        }
+        let listed = file::names(directory, NAMES_MAX);
+        let mut names = listed.with_context(|| format!("list {}", path.display()))?;
+        names.sort_unstable();
+        for name in names {
+            match self.any(directory.as_fd(), &name, &path.join(&name), depth + 1) {
+                // Removed between the listing and the look.
+                Err(error) if is_gone(&error) && self.keep != Keep::Everything => {}
+                other => other?,
+            }
+        }
+        Ok(())
+    }
+
+    fn directory_entry(&mut self, directory: &OwnedFd, path: &Path, stat: &Stat) -> anyhow::Result<()> {
+        let mut header = self.header(stat, EntryType::Directory);
+        self.records(directory, stat, &[])?;
+        self.out.append_data(&mut header, path, io::empty()).context("write")
+    }
+
+    fn other(&mut self, found: &Found<'_>) -> anyhow::Result<()> {
+        let stat = &found.stat;
+        let kind = FileType::from_raw_mode(stat.st_mode);
+        if let Some(first) = self.names.get(&(stat.st_dev, stat.st_ino)).cloned() {
+            let mut header = self.header(stat, EntryType::Link);
+            return self.out.append_link(&mut header, found.path, first).context("write");
+        }
+        let packed = match kind {
+            FileType::Symlink => self.link(found).map(|()| true),
+            FileType::RegularFile => self.file(found).map(|()| true),
+            FileType::Fifo | FileType::CharacterDevice | FileType::BlockDevice
+                if self.keep == Keep::Everything =>
+            {
+                self.node(found, kind).map(|()| true)
+            }
+            _ => Ok(false),
+        }?;
+        if !packed {
+            self.left_out.push(found.path.to_owned());
+        } else if stat.st_nlink > 1 {
+            self.names.insert((stat.st_dev, stat.st_ino), found.path.to_owned());
+        }
+        Ok(())
+    }
+
+    fn link(&mut self, found: &Found<'_>) -> anyhow::Result<()> {
+        let target = rustix::fs::readlinkat(found.parent, found.name, Vec::new()).context("read link")?;
+        let target = OsString::from_vec(target.into_bytes());
+        let mut header = self.header(&found.stat, EntryType::Symlink);
+        // The tar crate writes paths in their plainest form, which would change some links.
+        let plain: PathBuf = Path::new(&target).components().collect();
+        let mut records: Vec<(&str, &[u8])> = Vec::new();
+        if plain.as_os_str() != target {
+            records.push(("linkpath", target.as_bytes()));
+        }
+        self.time_record(&found.stat, records)?;
+        self.out.append_link(&mut header, found.path, &target).context("write")
+    }
+
+    fn node(&mut self, found: &Found<'_>, kind: FileType) -> anyhow::Result<()> {
+        let mut header = self.header(
+            &found.stat,
+            match kind {
+                FileType::Fifo => EntryType::Fifo,
+                FileType::BlockDevice => EntryType::Block,
+                _ => EntryType::Char,
+            },
+        );
+        if kind != FileType::Fifo {
+            header.set_device_major(rustix::fs::major(found.stat.st_rdev))?;
+            header.set_device_minor(rustix::fs::minor(found.stat.st_rdev))?;
+        }
+        self.time_record(&found.stat, Vec::new())?;
+        self.out.append_data(&mut header, found.path, io::empty()).context("write")
+    }
+
+    fn file(&mut self, found: &Found<'_>) -> anyhow::Result<()> {
+        let file = open_regular(found.parent, found.name)?;
+        let stat = rustix::fs::fstat(&file).context("stat")?;
+        let size = u64::try_from(stat.st_size).unwrap_or(0);
+        let mut header = self.header(&stat, EntryType::Regular);
+        if let Some(parts) = stretches(&file, &stat)? {
+            return self.sparse(found, &file, &stat, &parts);
+        }
+        self.records(&file, &stat, &[])?;
+        header.set_size(size);
+        let mut contents = Exactly { file: &file, left: size, told: self.told };
+        self.out.append_data(&mut header, found.path, &mut contents).context("write")
+    }
+
+    /// GNU tar's form 1.0 of a file with holes: a map of what is data, then the data.
+    fn sparse(
+        &mut self,
+        found: &Found<'_>,
+        file: &File,
+        stat: &Stat,
+        parts: &[(u64, u64)],
+    ) -> anyhow::Result<()> {
+        let mut map = format!("{}\n", parts.len());
+        for (offset, length) in parts {
+            map.push_str(&format!("{offset}\n{length}\n"));
+        }
+        let mut map = map.into_bytes();
+        map.resize(map.len().next_multiple_of(512), 0);
+        let real = stat.st_size.to_string();
+        self.records(
+            file,
+            stat,
+            &[
+                ("GNU.sparse.major", b"1"),
+                ("GNU.sparse.minor", b"0"),
+                ("GNU.sparse.name", found.path.as_os_str().as_bytes()),
+                ("GNU.sparse.realsize", real.as_bytes()),
+            ],
+        )?;
+        let mut header = self.header(stat, EntryType::Regular);
+        header.set_size(map.len() as u64 + parts.iter().map(|(_, length)| length).sum::<u64>());
+        let mut contents = Stretches { map: &map, file, parts, done: 0, told: self.told };
+        self.out.append_data(&mut header, sparse_name(found.path), &mut contents).context("write")
+    }
+
+    fn header(&self, stat: &Stat, kind: EntryType) -> Header {
+        let mut header = Header::new_gnu();
+        header.set_entry_type(kind);
+        header.set_size(0);
+        header.set_mtime(u64::try_from(stat.st_mtime).unwrap_or(0));
+        if self.keep == Keep::Plain {
+            header.set_mode(stat.st_mode & 0o1777);
+        } else {
+            header.set_mode(stat.st_mode & 0o7777);
+            header.set_uid(stat.st_uid.into());
+            header.set_gid(stat.st_gid.into());
+        }
+        header
+    }
+
+    /// The PAX records of a file or directory: those `first`, its time, its attributes.
+    fn records(&mut self, file: impl AsFd, stat: &Stat, first: &[(&str, &[u8])]) -> anyhow::Result<()> {
+        if self.keep == Keep::Plain {
+            return Ok(self.out.append_pax_extensions(first.iter().copied())?);
+        }
+        let attributes = file::all_attributes(file.as_fd()).context("read attributes")?;
+        let kept = attributes.iter().filter(|(name, _)| self.keep.attribute(name));
+        let named: Vec<(String, &[u8])> = kept
+            .map(|(name, value)| (format!("SCHILY.xattr.{}", name.to_string_lossy()), value.as_slice()))
+            .collect();
+        let mut records = first.to_vec();
+        records.extend(named.iter().map(|(name, value)| (name.as_str(), *value)));
+        self.time_record(stat, records)
+    }
+
+    fn time_record(&mut self, stat: &Stat, records: Vec<(&str, &[u8])>) -> anyhow::Result<()> {
+        let time = format!("{}.{:09}", stat.st_mtime, stat.st_mtime_nsec);
+        let is_fine = stat.st_mtime_nsec != 0 && stat.st_mtime >= 0 && self.keep == Keep::Everything;
+        // Before the attributes: not every reader goes on behind a value with a newline.
+        let first = is_fine.then_some(("mtime", time.as_bytes()));
+        Ok(self.out.append_pax_extensions(first.into_iter().chain(records))?)
+    }
+}
+
+fn is_gone(error: &anyhow::Error) -> bool {
+    error.downcast_ref::<rustix::io::Errno>() == Some(&rustix::io::Errno::NOENT)
+}
+
+/// The name that GNU tar gives a file with holes, for readers that do not know them.
+fn sparse_name(path: &Path) -> PathBuf {
+    let name = path.file_name().unwrap_or_default();
+    path.parent().unwrap_or(Path::new("")).join("GNUSparseFile.0").join(name)
+}
+
+/// Where a file has data, if it has holes.
+fn stretches(file: &File, stat: &Stat) -> anyhow::Result<Option<Vec<(u64, u64)>>> {
+    let size = u64::try_from(stat.st_size).unwrap_or(0);
+    if size == 0 || u64::try_from(stat.st_blocks).unwrap_or(0) * 512 >= size {
+        return Ok(None);
+    }
+    let mut parts = Vec::new();
+    let mut at = 0;
+    while at < size {
+        let data = match rustix::fs::seek(file, SeekFrom::Data(at)) {
+            Ok(found) => found,
+            // Nothing but a hole is left.
+            Err(rustix::io::Errno::NXIO) => break,
+            Err(rustix::io::Errno::INVAL | rustix::io::Errno::OPNOTSUPP) => return Ok(None),
+            Err(error) => return Err(error).context("look for data"),
+        };
+        let end = rustix::fs::seek(file, SeekFrom::Hole(data)).context("look for a hole")?.min(size);
+        if data >= size {
+            break;
+        }
+        if end <= data || parts.len() == STRETCHES_MAX {
+            bail!("has too many holes, or they change");
+        }
+        parts.push((data, end - data));
+        at = end;
+    }
+    rustix::fs::seek(file, SeekFrom::Start(0)).context("seek")?;
+    let is_whole = parts == [(0, size)];
+    if parts.last().is_none_or(|(start, length)| start + length < size) {
+        // What ends in a hole is ended by a stretch of nothing, as GNU tar does.
+        parts.push((size, 0));
+    }
+    Ok((!is_whole).then_some(parts))
+}
+
+/// So many bytes of a file: one that has shrunk is filled up, one that has grown is cut.
+struct Exactly<'f> {
+    file: &'f File,
+    left: u64,
+    told: &'f dyn Fn(u64),
+}
+
+impl Read for Exactly<'_> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        if crate::execute::interrupted() {
+            return Err(io::Error::other("interrupted"));
+        }
+        let most = buffer.len().min(CHUNK).min(usize::try_from(self.left).unwrap_or(CHUNK));
+        let mut count = self.file.read(&mut buffer[..most])?;
+        if count == 0 {
+            buffer[..most].fill(0);
+            count = most;
+        }
+        self.left -= count as u64;
+        (self.told)(count as u64);
+        Ok(count)
+    }
+}
+
+/// The map and then the data of a file with holes.
+struct Stretches<'f> {
+    map: &'f [u8],
+    file: &'f File,
+    parts: &'f [(u64, u64)],
+    /// Bytes read of the first of the parts.
+    done: u64,
+    told: &'f dyn Fn(u64),
+}
+
+impl Read for Stretches<'_> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        if !self.map.is_empty() {
+            return self.map.read(buffer);
+        }
+        let Some((offset, length)) = self.parts.first().copied() else { return Ok(0) };
+        if self.done == length {
+            (self.parts, self.done) = (&self.parts[1..], 0);
+            return self.read(buffer);
+        }
+        if self.done == 0 {
+            rustix::fs::seek(self.file, SeekFrom::Start(offset))?;
+        }
+        let mut part = Exactly { file: self.file, left: length - self.done, told: self.told };
+        let count = part.read(buffer)?;
+        self.done += count as u64;
+        Ok(count)
+    }
+}

@@ -52,6 +52,18 @@
 //! 10. What a definition asks for and the host cannot enforce is refused in the plan, never
 //!     skipped.
 
+/// As the standard library's, but a line that cannot be written, behind a redirection to a full
+/// disk say, is no reason to panic with a jail half-made. In this crate it hides the other.
+#[cfg(not(test))]
+macro_rules! eprintln {
+    ($($text:tt)*) => { $crate::log::tell(&format!("{}\n", format_args!($($text)*))) };
+}
+
+#[cfg(not(test))]
+macro_rules! eprint {
+    ($($text:tt)*) => { $crate::log::tell(&format!($($text)*)) };
+}
+
 pub mod desired;
 pub mod jail;
 pub mod keys;

@@ -13,13 +13,14 @@ pub fn envelope(kind: &str, items: Value) -> Value {
     json!({ "schema": 1, "kind": kind, "items": items })
 }
 
-/// Prints to standard output; a reader that went away is no error worth a message.
+/// Prints to standard output; a reader that went away ends us by SIGPIPE.
 pub fn text(text: &str) {
     let mut out = std::io::stdout().lock();
     let ended = out
         .write_all(text.as_bytes())
         .and_then(|()| if text.ends_with('\n') { Ok(()) } else { out.write_all(b"\n") });
-    if ended.is_err() {
+    if let Err(error) = ended {
+        eprintln!("stockade: write to standard output: {error}");
         std::process::exit(super::FAILED);
     }
 }

@@ -53,6 +53,12 @@ impl Destination {
     }
 }
 
+/// Writes to standard error, all in one piece and whatever comes of it: there is nobody else to
+/// tell.
+pub fn tell(text: &str) {
+    let _ = std::io::stderr().write_all(text.as_bytes());
+}
+
 /// How grave a line is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Level {

@@ -181,12 +181,7 @@ impl Keeper<'_> {
                 process::forget_touched_code();
                 self.starter = None;
             }
-            _ => {
-                self.starter = None;
-                self.abandoned = true;
-                // Already dead is as good.
-                let _ = process::signal(self.jail.pidfd.as_fd(), libc::SIGKILL);
-            }
+            _ => self.abandon(),
         }
         Ok(())
     }
@@ -203,7 +198,8 @@ impl Keeper<'_> {
             }
             Ok(Some((Report::Ended { code, signal }, _))) => self.reported = Some(Ended { code, signal }),
             Ok(Some((Report::Created, _))) => {}
-            Ok(None) | Err(_) => self.init_closed(),
+            Ok(None) => self.init_closed(),
+            Err(error) => self.init_unheard(&error),
         }
     }
 
@@ -216,6 +212,26 @@ impl Keeper<'_> {
             self.stage = Stage::Up;
             self.tell_starter(&Answer::Up);
         }
+    }
+
+    /// Without a word from the init nobody would ever know how the start went.
+    fn init_unheard(&mut self, error: &anyhow::Error) {
+        self.init_open = false;
+        if matches!(self.stage, Stage::Created | Stage::Starting) {
+            self.tell_starter(&Answer::Failed {
+                reason: format!("hear from the init: {error:#}"),
+                status: 125,
+            });
+            self.abandon();
+        }
+    }
+
+    /// Ends a jail that will never be on its own.
+    fn abandon(&mut self) {
+        self.starter = None;
+        self.abandoned = true;
+        // Already dead is as good.
+        let _ = process::signal(self.jail.pidfd.as_fd(), libc::SIGKILL);
     }
 
     fn reap(&self) -> Result<Ended> {

@@ -1,9 +1,14 @@
 //! Runs one function over many things on all cores. Knows nothing about the things.
 
-use std::thread;
+use std::thread::{self, Builder, ScopedJoinHandle};
 
 /// Fewer things than these for each thread are not worth starting it.
 const SHARE_MIN: usize = 16;
+
+enum Share<'scope, R> {
+    Begun(ScopedJoinHandle<'scope, Vec<R>>),
+    Done(Vec<R>),
+}
 
 /// What `each` gives for every item, in the items' order. Starts no thread when there are few.
 pub fn map<T: Sync, R: Send>(items: &[T], each: impl Fn(&T) -> R + Sync) -> Vec<R> {
@@ -14,8 +19,18 @@ pub fn map<T: Sync, R: Send>(items: &[T], each: impl Fn(&T) -> R + Sync) -> Vec<
     }
     let work = |share: &[T]| share.iter().map(&each).collect::<Vec<R>>();
     thread::scope(|scope| {
-        let threads: Vec<_> = items.chunks(share).map(|part| scope.spawn(|| work(part))).collect();
-        threads.into_iter().flat_map(|thread| thread.join().expect("a panic ends the program")).collect()
+        let work = &work;
+        // Where the system has no more threads to give, this one does the work.
+        let start = |part| match Builder::new().spawn_scoped(scope, move || work(part)) {
+            Ok(thread) => Share::Begun(thread),
+            Err(_) => Share::Done(work(part)),
+        };
+        let shares: Vec<_> = items.chunks(share).map(start).collect();
+        let join = |share| match share {
+            Share::Begun(thread) => thread.join().expect("a panic ends the program"),
+            Share::Done(results) => results,
+        };
+        shares.into_iter().flat_map(join).collect()
     })
 }
 

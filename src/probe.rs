@@ -45,7 +45,9 @@ fn jails(
         Err(error) => Ok(LiveJail { unreadable: Some(format!("{error:#}")), ..LiveJail::default() }),
     };
     let (looked, links) = std::thread::scope(|scope| {
-        let links = (names.len() > FEW).then(|| scope.spawn(network::observe));
+        // Without a thread it is done afterwards.
+        let beside = || std::thread::Builder::new().spawn_scoped(scope, network::observe).ok();
+        let links = if names.len() > FEW { beside() } else { None };
         let looked: Result<Vec<LiveJail>> = cores::map(names, look).into_iter().collect();
         (looked, links.map(|dump| dump.join().expect("a panic ends the program")))
     });

@@ -43,9 +43,14 @@ pub fn run(tasks: Vec<Task>, work: &(dyn Fn(&JailName) -> Result<()> + Sync)) ->
     let state = Mutex::new(State { waiting, running: 0, ended: BTreeMap::new() });
     let changed = Condvar::new();
     std::thread::scope(|scope| {
-        for _ in 0..threads {
-            scope.spawn(|| worker(&state, &changed, work));
+        for _ in 1..threads {
+            // Where the system has no more threads to give, fewer do the same work.
+            let thread = std::thread::Builder::new();
+            if thread.spawn_scoped(scope, || worker(&state, &changed, work)).is_err() {
+                break;
+            }
         }
+        worker(&state, &changed, work);
     });
     state.into_inner().unwrap_or_else(PoisonError::into_inner).ended
 }

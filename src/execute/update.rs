@@ -24,7 +24,7 @@ pub fn update(host: &Host, wanted: &DesiredJail, action: &Action, mut record: Re
         limits(host, &before, &after)?;
     }
     if has("network.bridge") {
-        rejoin(host, &before)?;
+        rejoin(host, &before, &record)?;
     }
     if has("network.address") {
         addresses(host, &after, &record)?;
@@ -69,11 +69,12 @@ fn limits(host: &Host, before: &Jail, after: &Jail) -> Result<()> {
     bail!("{}", lines.join("; "))
 }
 
-/// The bridge may have gone with all its ports.
-fn rejoin(host: &Host, jail: &Jail) -> Result<()> {
+/// The bridge may have gone with all its ports, or the link alone.
+fn rejoin(host: &Host, jail: &Jail, record: &Record) -> Result<()> {
     let Some(link) = network::spec(jail, &host.config) else { return Ok(()) };
     host.ensure_bridge(&link.bridge)?;
-    network::rejoin(&link)
+    let init = record.init.ok_or_else(|| anyhow!("the jail has no init"))?;
+    network::rejoin(&link, namespace::open(init.pid, "net")?.as_fd())
 }
 
 fn addresses(host: &Host, after: &Jail, record: &Record) -> Result<()> {
@@ -102,7 +103,10 @@ fn names(after: &Jail, record: &Record) -> Result<()> {
         let domain = after.host.domainname.as_deref().unwrap_or("(none)");
         rustix::system::setdomainname(domain.as_bytes()).context("set the domain name")
     };
-    std::thread::scope(|scope| scope.spawn(set).join().expect("setting a name does not panic"))
+    std::thread::scope(|scope| {
+        let thread = std::thread::Builder::new().spawn_scoped(scope, set).context("start a thread")?;
+        thread.join().expect("setting a name does not panic")
+    })
 }
 
 /// Writes what changed, and forgets files that are no longer owned.

@@ -14,7 +14,7 @@ use super::bridge::{has_ipv6, read, refuse_advertisements};
 use super::observe::is_dying;
 use super::{Spec, message, with_link_local};
 use crate::jail::Network;
-use crate::sys::netlink::{Netlink, Request, refusal};
+use crate::sys::netlink::{Netlink, Request, in_netns, refusal};
 
 /// The loopback link, in every network namespace.
 const LOOPBACK: &str = "lo";
@@ -88,11 +88,18 @@ fn port(spec: &Spec, bridge: Option<u32>) -> Request {
     message::change(&spec.host_link, attributes, true)
 }
 
-/// Makes the host end a port of its bridge again, and up, after somebody has changed that.
-pub fn rejoin(spec: &Spec) -> Result<()> {
+/// Makes the host end a port of its bridge again, and up, after somebody has changed that. A pair
+/// that was deleted is made anew, and set up as at the start; `netns` is the jail's.
+pub fn rejoin(spec: &Spec, netns: BorrowedFd<'_>) -> Result<()> {
     let mut netlink = Netlink::open()?;
     let bridge = netlink.index(&spec.bridge)?.with_context(|| format!("find bridge {}", spec.bridge))?;
-    netlink.send(&[port(spec, Some(bridge))])
+    match netlink.send(&[port(spec, Some(bridge))]) {
+        Err(error) if refusal(&error) == Some(Errno::ENODEV) => {
+            connect(spec, netns)?;
+            in_netns(netns, || configure(Some(spec), Path::new("/proc")))?
+        }
+        result => result,
+    }
 }
 
 /// Sets up the calling thread's network namespace: loopback, and with a `spec` the link that

@@ -265,11 +265,15 @@ fn a_port_taken_away_rejoins() {
     on_a_host(|| {
         ensure_test_bridge();
         let spec = spec_of(1);
-        let _jail = start(&spec);
+        let jail = start(&spec);
         by_hand(&[message::change(&spec.host_link, vec![LinkAttribute::Controller(0)], false)]);
         assert_eq!(observe().unwrap()[&spec.host_link].bridge, None);
-        rejoin(&spec).unwrap();
+        rejoin(&spec, jail.as_fd()).unwrap();
         assert_eq!(observe().unwrap()[&spec.host_link].bridge.as_deref(), Some("sbtest"));
+        let before = observe().unwrap()[&spec.host_link].clone();
+        by_hand(&[message::delete_link(&spec.host_link, link(&spec.host_link).unwrap().index)]);
+        rejoin(&spec, jail.as_fd()).unwrap();
+        assert_eq!(observe().unwrap()[&spec.host_link], before);
     });
 }
 

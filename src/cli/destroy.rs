@@ -122,7 +122,8 @@ impl Doomed {
             }
             Ok(())
         });
-        self.links_and_bridges()?;
+        let gone = self.names.iter().filter(|name| outcomes.get(*name) == Some(&Outcome::Done));
+        let links = self.links_and_bridges(gone);
         let mut items = Vec::new();
         for (name, outcome) in &outcomes {
             let error = match outcome {
@@ -135,6 +136,7 @@ impl Doomed {
             }
             items.push(json!({ "name": name, "destroyed": error.is_none(), "error": error }));
         }
+        links?;
         if options.json {
             output::json_text(&output::envelope("destroyed", items.into()));
         }
@@ -177,12 +179,12 @@ impl Doomed {
     }
 
     /// The links die with their namespaces, a little later than the processes.
-    fn links_and_bridges(&self) -> Result<()> {
+    fn links_and_bridges<'a>(&self, gone: impl Iterator<Item = &'a JailName>) -> Result<()> {
         let vnet = |name: &&JailName| {
             self.settings(name)
                 .is_some_and(|settings| settings.get("network.mode").is_some_and(|mode| mode == "vnet"))
         };
-        let jails: Vec<&JailName> = self.names.iter().filter(vnet).collect();
+        let jails: Vec<&JailName> = gone.filter(vnet).collect();
         if jails.is_empty() {
             return Ok(());
         }

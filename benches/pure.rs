@@ -82,7 +82,7 @@ fn desired() -> Desired {
     let none = PathBuf::new;
     let paths = Paths { config: none(), state: none(), run: none(), log: none() };
     let (ids, bridges) = (IdPool { first: 0, ranges: 0 }, BTreeMap::new());
-    let host = HostConfig { paths, ids, bridges, cgroup: String::new() };
+    let host = HostConfig { paths, ids, bridges, cgroup: String::new(), broken: None };
     Desired { host, jails: (0..JAILS).map(jail).collect(), broken: BTreeMap::new(), complete: true }
 }
 

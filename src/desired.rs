@@ -29,6 +29,9 @@ pub struct HostConfig {
     pub bridges: BTreeMap<String, Bridge>,
     /// The cgroup below which all jails live, relative to each hierarchy's root.
     pub cgroup: String,
+    /// Why the file cannot be believed: where jails and their data are is not known then, and
+    /// nothing may be done to them.
+    pub broken: Option<String>,
 }
 
 /// Ranges of 65,536 ids handed to jails.

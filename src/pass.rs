@@ -41,7 +41,17 @@ pub struct Passed {
 }
 
 pub fn pass(paths: &Paths, options: &PassOptions<'_>) -> Result<Passed> {
-    let chosen = plan::Options { only: options.only.clone(), no_restart: options.no_restart };
+    planned(paths, options, false)
+}
+
+/// Stops what runs of the chosen jails and starts all of them, in one plan: one that is cut off is
+/// made good by the next.
+pub fn again(paths: &Paths, options: &PassOptions<'_>) -> Result<Passed> {
+    planned(paths, options, true)
+}
+
+fn planned(paths: &Paths, options: &PassOptions<'_>, again: bool) -> Result<Passed> {
+    let chosen = plan::Options { only: options.only.clone(), no_restart: options.no_restart, again };
     carry_out(paths, options, &|desired, live| plan::plan(desired, live, &chosen))
 }
 
@@ -56,17 +66,18 @@ fn carry_out(
     planner: &dyn Fn(&Desired, &Live) -> Plan,
 ) -> Result<Passed> {
     let (desired, diagnostics) = source::load(paths);
-    let host = Host::open(desired.host.clone())?;
-    let _lock = if options.apply { Some(lock::all(&host.journal.paths, options.waiting)?) } else { None };
+    let host = Host::look(desired.host.clone())?;
+    let apply = options.apply && host.config.broken.is_none();
+    let _lock = if apply { Some(lock::all(&host.journal.paths, options.waiting)?) } else { None };
     let mut live = probe::probe(&host.journal, &host.config, &host.hierarchies)?;
-    execute::account(&host.journal, &desired, &mut live, options.apply)?;
+    execute::account(&host.journal, &desired, &mut live, apply)?;
     let plan = planner(&desired, &live);
     let mut failures = BTreeMap::new();
-    if options.apply {
+    if apply {
         (options.planned)(&plan);
         failures = execute::execute(&host, &desired, &plan, options.progress);
     }
-    Ok(Passed { diagnostics, desired, live, plan, failures, applied: options.apply })
+    Ok(Passed { diagnostics, desired, live, plan, failures, applied: apply })
 }
 
 impl Passed {

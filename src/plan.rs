@@ -32,6 +32,8 @@ pub struct Options {
     pub only: Vec<JailName>,
     /// Leave out what would interrupt a running jail; it is listed in [`Plan::postponed`].
     pub no_restart: bool,
+    /// Those of `only` that run are stopped and started, whatever else is to be done.
+    pub again: bool,
 }
 
 /// Everything that will be done, in the order of names.

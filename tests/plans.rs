@@ -33,6 +33,7 @@ struct Case {
     about: String,
     only: Vec<JailName>,
     no_restart: bool,
+    again: bool,
     /// A directory of definitions could not be read.
     incomplete: bool,
     /// Keys this host cannot enforce.
@@ -93,8 +94,10 @@ fn run(dir: &Path) -> Option<String> {
     assert!(!case.about.is_empty(), "{} says nothing about itself", dir.display());
     let desired = desired(dir, &case);
     let live = live(dir, &case, &desired);
-    let options = Options { only: case.only, no_restart: case.no_restart };
+    let options = Options { only: case.only, no_restart: case.no_restart, again: case.again };
     let first = plan(&desired, &live, &options);
+    // Asked for once, and done.
+    let options = Options { again: false, ..options };
     let second = plan(&desired, &simulate(&first, &live, &desired), &options);
     assert!(second.is_empty(), "{}: planned again: {}", dir.display(), second.text(false));
     let json = serde_json::to_string_pretty(&first.json()).expect("a plan can be written") + "\n";
@@ -131,7 +134,7 @@ fn host() -> HostConfig {
     let none = PathBuf::new;
     let paths = Paths { config: none(), state: none(), run: none(), log: none() };
     let ids = IdPool { first: 0, ranges: 0 };
-    HostConfig { paths, ids, bridges: BTreeMap::new(), cgroup: String::new() }
+    HostConfig { paths, ids, bridges: BTreeMap::new(), cgroup: String::new(), broken: None }
 }
 
 /// The definitions of a directory; a case may have none.

@@ -155,15 +155,20 @@ pub fn status(options: &Options) -> Result<i32> {
 /// Clears what keeps the jails down, and those they depend on, and lets the plan start them.
 pub fn start(options: &Options, names: &[String]) -> Result<i32> {
     let names = parse(names)?;
+    let_start(options, &names)?;
+    reconcile(options, names, true)
+}
+
+/// Takes away what would keep the jails and all that they need down.
+fn let_start(options: &Options, names: &[JailName]) -> Result<()> {
     let (desired, _) = source::load(&options.paths());
     let host = Host::open(desired.host.clone())?;
-    for name in with_depends(&desired, &names)? {
+    for name in with_depends(&desired, names)? {
         host.journal.release_hold(&name)?;
         host.journal.write_restarts(&name, &Restarts::default())?;
         forget_end(&host, &name)?;
     }
-    drop(host);
-    reconcile(options, names, true)
+    Ok(())
 }
 
 /// The jails and all that they need, each of which can be started.
@@ -239,41 +244,11 @@ fn defined(options: &Options, name: &JailName) -> bool {
     desired.jails.contains_key(name) || desired.broken.contains_key(name)
 }
 
-/// What ran on the jails comes up again with them.
+/// What runs on the jails is restarted with them.
 pub fn restart(options: &Options, names: &[String]) -> Result<i32> {
-    let dependants = running_dependants(&view(options)?, &parse(names)?);
-    match stop(options, names)? {
-        DONE => {
-            let all: Vec<String> = names.iter().cloned().chain(dependants).collect();
-            start(options, &all)
-        }
-        failed => Ok(failed),
-    }
-}
-
-fn running_dependants(view: &View, names: &[JailName]) -> BTreeSet<String> {
-    let mut below: BTreeSet<&JailName> = names.iter().collect();
-    let runs = |name: &JailName| {
-        let state = view.live.jails.get(name).map(|jail| &jail.state);
-        matches!(state, Some(JailState::Up | JailState::Frozen | JailState::Orphaned))
-    };
-    loop {
-        let more: Vec<&JailName> = view
-            .desired
-            .jails
-            .iter()
-            .filter(|(name, wanted)| {
-                !below.contains(name) && wanted.jail.depend.iter().any(|other| below.contains(other))
-            })
-            .map(|(name, _)| name)
-            .collect();
-        if more.is_empty() {
-            break;
-        }
-        below.extend(more);
-    }
-    let above = below.into_iter().filter(|name| !names.contains(name) && runs(name));
-    above.map(ToString::to_string).collect()
+    let names = parse(names)?;
+    let_start(options, &names)?;
+    carry_out(options, names, true, &pass::again)
 }
 
 fn parse(names: &[String]) -> Result<Vec<JailName>> {

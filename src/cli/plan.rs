@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use anyhow::{Result, anyhow};
+use anyhow::{Context, Result, anyhow};
 use serde_json::json;
 
 use super::{CHANGES, DONE, FAILED, INVALID, Options, output};
@@ -50,6 +50,12 @@ pub fn apply(options: &Options, only: &[String], no_restart: bool) -> Result<i32
         output::json_text(&with_failures(&passed));
     }
     for (name, reason) in reasons(&passed.failures) {
+        eprintln!("stockade: {name}: {reason}");
+    }
+    // Those with errors in their files have had their diagnostics.
+    for (name, reason) in
+        passed.plan.refused.iter().filter(|(name, _)| !passed.desired.broken.contains_key(name))
+    {
         eprintln!("stockade: {name}: {reason}");
     }
     if diagnostic::has_errors(&passed.diagnostics) {
@@ -122,12 +128,13 @@ fn catch_interrupt() -> Result<()> {
     }
     let mut signals =
         signal_hook::iterator::Signals::new([signal_hook::consts::SIGINT, signal_hook::consts::SIGTERM])?;
-    std::thread::spawn(move || {
+    let wait = move || {
         if signals.forever().next().is_some() {
             execute::interrupt();
             eprintln!("stockade: interrupted; undoing what is half-made");
         }
-    });
+    };
+    std::thread::Builder::new().spawn(wait).context("start a thread")?;
     Ok(())
 }
 

@@ -54,7 +54,16 @@ pub struct Host {
 }
 
 impl Host {
+    /// To act on what the host's file says; refused when it cannot be believed.
     pub fn open(config: HostConfig) -> Result<Self> {
+        match config.broken {
+            Some(why) => Err(anyhow!(why)),
+            None => Self::look(config),
+        }
+    }
+
+    /// To look only.
+    pub fn look(config: HostConfig) -> Result<Self> {
         Ok(Self {
             journal: Journal::open(&config.paths)?,
             hierarchies: Hierarchies::detect()?,

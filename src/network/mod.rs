@@ -188,7 +188,7 @@ mod pure {
         let bridges = [(DEFAULT_BRIDGE.to_owned(), Bridge { address, mtu: Some(1400) })];
         let paths = Paths { config: "/c".into(), state: "/s".into(), run: "/r".into(), log: "/l".into() };
         let ids = IdPool { first: 1 << 20, ranges: 10 };
-        HostConfig { paths, ids, bridges: bridges.into(), cgroup: "stockade".into() }
+        HostConfig { paths, ids, bridges: bridges.into(), cgroup: "stockade".into(), broken: None }
     }
 
     #[test]

@@ -198,7 +198,9 @@ fn bring_up(
         drift.extend(compare::drift(seen, record, wanted, &changes));
     }
     let steady = matches!(seen.state, JailState::Up | JailState::Frozen);
-    let Some(kind) = kind_of(worst(&changes).max(worst(&drift)), steady, &changes, &drift) else {
+    let asked = options.again && runs(&seen.state) && options.only.contains(name);
+    let least = if asked { Cost::Restart } else { Cost::None };
+    let Some(kind) = kind_of(least.max(worst(&changes)).max(worst(&drift)), steady, &changes, &drift) else {
         return Judgement::default();
     };
     let discards = kind == ActionKind::Rebuild && seen.has_data;

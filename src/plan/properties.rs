@@ -86,7 +86,13 @@ fn desired_jail(
 fn host() -> HostConfig {
     let empty = PathBuf::new();
     let paths = Paths { config: empty.clone(), state: empty.clone(), run: empty.clone(), log: empty };
-    HostConfig { paths, ids: IdPool { first: 0, ranges: 0 }, bridges: BTreeMap::new(), cgroup: String::new() }
+    HostConfig {
+        paths,
+        ids: IdPool { first: 0, ranges: 0 },
+        bridges: BTreeMap::new(),
+        cgroup: String::new(),
+        broken: None,
+    }
 }
 
 fn desired() -> impl Strategy<Value = Desired> {
@@ -246,7 +252,7 @@ proptest! {
 
     #[test]
     fn a_plan_carried_out_leaves_nothing((desired, live) in case(), only in vec(name(), 0..2), no_restart: bool) {
-        let options = Options { only, no_restart };
+        let options = Options { only, no_restart, again: false };
         let first = plan(&desired, &live, &options);
         let second = plan(&desired, &simulate(&first, &live, &desired), &options);
         prop_assert!(second.is_empty(), "first {first:#?}\nsecond {second:#?}");

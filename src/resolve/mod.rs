@@ -159,6 +159,7 @@ fn host_config(given: &Paths, host: &RawHost) -> HostConfig {
         ids: host.ids,
         bridges,
         cgroup: host.cgroup.clone().unwrap_or_else(|| CGROUP.to_owned()),
+        broken: host.broken.clone(),
     }
 }
 

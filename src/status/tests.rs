@@ -18,7 +18,7 @@ fn desired() -> Desired {
     let at = std::path::PathBuf::new;
     let paths = Paths { config: at(), state: at(), run: at(), log: at() };
     let (ids, bridges) = (IdPool { first: 0, ranges: 0 }, BTreeMap::new());
-    let host = HostConfig { paths, ids, bridges, cgroup: String::new() };
+    let host = HostConfig { paths, ids, bridges, cgroup: String::new(), broken: None };
     let jail = Jail::from_settings(&name("web"), &settings()).expect("good settings");
     let web =
         DesiredJail { file: "web.toml".into(), settings: settings(), jail, root: DesiredRoot::default() };

@@ -21,7 +21,7 @@ pub fn look(machine: &Machine) -> Snapshot {
     let holder = machine.holder().to_string();
     let mut all = BTreeMap::new();
     all.insert("mount of the machine", mounts(&holder));
-    all.insert("mount of the real host", mounts("self"));
+    all.insert("mount of the real host", mounts_of(machine));
     all.insert("cgroup", machine.cgroups().iter().flat_map(|path| below(path)).collect());
     all.insert("process", processes(machine).into_values().collect());
     all.insert("link", ip(machine, "link"));
@@ -66,6 +66,13 @@ fn mounts(pid: &str) -> BTreeSet<String> {
         Some(format!("{} on {} type {}", words.get(kind + 1)?, words.get(4)?, words.get(kind)?))
     };
     text.lines().filter_map(line).collect()
+}
+
+/// What of the machine is mounted outside it. The real host has others at work.
+fn mounts_of(machine: &Machine) -> BTreeSet<String> {
+    let own = machine.path().display().to_string();
+    let is_ours = |mount: &String| mount.contains(&own) || mount.starts_with("stockade ");
+    mounts("self").into_iter().filter(is_ours).collect()
 }
 
 /// The mount points of all cgroup hierarchies.

@@ -138,7 +138,8 @@ impl Machine {
         vec!["nsenter".into(), to("net", "net"), to("mount", "mnt"), "--".into()]
     }
 
-    fn words(&self, args: &[&str]) -> Vec<String> {
+    /// stockade with these arguments on this machine, as words for whoever starts it.
+    pub fn words(&self, args: &[&str]) -> Vec<String> {
         let mut words = self.enter();
         words.push(env!("CARGO_BIN_EXE_stockade").into());
         for (flag, directory) in [("config", "etc"), ("state", "state"), ("run", "run"), ("log", "log")] {
@@ -267,8 +268,8 @@ impl Machine {
         }
     }
 
-    /// Ends and removes what is left, by force.
-    fn clear(&mut self) {
+    /// Ends every process of the machine and removes its cgroups, by force.
+    pub fn end_all(&self) {
         for pid in leak::processes(self).into_keys() {
             if let Some(pid) = rustix::process::Pid::from_raw(pid) {
                 // Gone in the meantime is as good.
@@ -280,6 +281,10 @@ impl Machine {
             std::thread::sleep(LOOK);
         }
         self.cgroups().iter().for_each(|path| remove_cgroup(path));
+    }
+
+    fn clear(&mut self) {
+        self.end_all();
         drop(self.holder.stdin.take());
         self.holder.wait().unwrap();
     }

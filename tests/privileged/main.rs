@@ -7,6 +7,7 @@ mod apply;
 mod cp;
 mod crash;
 mod daemon;
+mod faults;
 mod hooks;
 mod leak;
 mod life;

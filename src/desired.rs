@@ -4,11 +4,10 @@
 //! rendered, layers are named, so that nothing is left to decide while acting.
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use crate::etc::EtcFile;
 use crate::jail::{Jail, JailName, Network, Settings};
 
 /// Where everything lives on the host. Before `resolve`, an empty path is one that no flag gave.
@@ -143,4 +142,36 @@ pub enum OnChange {
     /// Run this inside the jail.
     Reload(Vec<String>),
     None,
+}
+
+/// A file of /etc that tells the jail who and where it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum EtcFile {
+    /// hosts(5), for a jail with a network.
+    Hosts,
+    /// resolv.conf(5), likewise.
+    ResolvConf,
+    /// hostname(5), which a booted system reads and would undo the definition's name by.
+    Hostname,
+    /// machine-id(5), for a booted system: those of one template must not share its layer's.
+    MachineId,
+}
+
+impl EtcFile {
+    pub const ALL: [Self; 4] = [Self::Hosts, Self::ResolvConf, Self::Hostname, Self::MachineId];
+
+    /// As the jail sees it.
+    pub fn target(self) -> &'static Path {
+        Path::new(match self {
+            Self::Hosts => "/etc/hosts",
+            Self::ResolvConf => "/etc/resolv.conf",
+            Self::Hostname => "/etc/hostname",
+            Self::MachineId => "/etc/machine-id",
+        })
+    }
+
+    /// Permission bits.
+    pub fn mode(self) -> u32 {
+        if self == Self::MachineId { 0o444 } else { 0o644 }
+    }
 }

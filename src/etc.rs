@@ -8,40 +8,9 @@ use std::path::Path;
 
 use sha2::{Digest, Sha256};
 
+use crate::desired::EtcFile;
 use crate::jail::{Jail, NetworkMode};
 use crate::network;
-use crate::template::hex;
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum EtcFile {
-    /// hosts(5), for a jail with a network.
-    Hosts,
-    /// resolv.conf(5), likewise.
-    ResolvConf,
-    /// hostname(5), which a booted system reads and would undo the definition's name by.
-    Hostname,
-    /// machine-id(5), for a booted system: those of one template must not share its layer's.
-    MachineId,
-}
-
-impl EtcFile {
-    pub const ALL: [Self; 4] = [Self::Hosts, Self::ResolvConf, Self::Hostname, Self::MachineId];
-
-    /// As the jail sees it.
-    pub fn target(self) -> &'static Path {
-        Path::new(match self {
-            Self::Hosts => "/etc/hosts",
-            Self::ResolvConf => "/etc/resolv.conf",
-            Self::Hostname => "/etc/hostname",
-            Self::MachineId => "/etc/machine-id",
-        })
-    }
-
-    /// Permission bits.
-    pub fn mode(self) -> u32 {
-        if self == Self::MachineId { 0o444 } else { 0o644 }
-    }
-}
 
 /// What the host itself has, as far as a jail's files follow it.
 #[derive(Clone, Debug, Default)]
@@ -88,7 +57,7 @@ fn machine_id(jail: &Jail) -> String {
     let mut id: [u8; 16] = digest[..16].try_into().expect("a digest has 32 bytes");
     id[6] = id[6] & 0x0f | 0x40;
     id[8] = id[8] & 0x3f | 0x80;
-    hex(&id)
+    format!("{:032x}", u128::from_be_bytes(id))
 }
 
 #[cfg(test)]

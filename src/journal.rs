@@ -5,6 +5,7 @@
 //! directory nothing is synced to disk: a crash of the machine ends the boot they belong to. What
 //! lies below the state directory is synced.
 
+pub mod exits;
 pub mod ids;
 pub mod lock;
 
@@ -16,7 +17,6 @@ use rustix::fs::{IFlags, ioctl_getflags, ioctl_setflags};
 
 use crate::desired::Paths;
 use crate::jail::JailName;
-use crate::keeper::ExitRecord;
 use crate::live::{RECORD_SCHEMA, Record, Restarts};
 
 /// A record larger than this is not ours.
@@ -136,7 +136,7 @@ impl Journal {
 
     /// Forgets everything of this boot about a jail.
     pub fn forget(&self, name: &JailName) -> Result<()> {
-        remove(&crate::keeper::exit_bell(&self.paths.run, name))?;
+        remove(&exits::bell(&self.paths.run, name))?;
         let directory = self.run_dir(name);
         match std::fs::remove_dir_all(&directory) {
             Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
@@ -148,10 +148,10 @@ impl Journal {
 
     /// How the instance of `record` ended, if it has.
     pub fn exit(&self, record: &Record) -> Result<Option<crate::live::Exit>> {
-        let path = crate::keeper::exit_record(&self.paths.run, &record.name);
+        let path = exits::record(&self.paths.run, &record.name);
         let Some(text) = read(&path)? else { return Ok(None) };
         // One that cannot be read tells as little as one that was never written.
-        let exit = serde_json::from_slice::<ExitRecord>(&text).ok();
+        let exit = serde_json::from_slice::<exits::ExitRecord>(&text).ok();
         Ok(exit.filter(|exit| exit.instance == record.instance).map(|exit| exit.exit))
     }
 

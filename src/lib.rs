@@ -29,7 +29,7 @@
 //! machine, [`execute`] carries a plan out with [`root`], [`limits`] and [`network`], and
 //! [`journal`] keeps what it did. [`keeper`] is the process beside each jail, [`init`] the one that
 //! becomes the jail's first, and [`inside`] the way into a running one. [`watch`] rings when a file
-//! changes, [`daemon`] decides when to make a pass, [`log`] says what came of it, [`terminal`]
+//! changes, [`daemon`] decides when to make a pass, [`supervisor`] is what systemd hears of it, [`log`] says what came of it, [`terminal`]
 //! relays keys and screens, and [`cli`] is what people type. [`sys`] is the kernel's surface, and
 //! the only place with unsafe code.
 //!
@@ -97,6 +97,7 @@ pub mod probe;
 pub mod root;
 pub mod security;
 pub mod source;
+pub mod supervisor;
 pub mod sys;
 pub mod terminal;
 pub mod watch;

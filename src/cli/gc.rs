@@ -279,7 +279,7 @@ impl Look {
             Garbage::Cgroup(name) => execute::remove_cgroup(&self.host, name),
             Garbage::RunDirectory(name) => journal.forget(name),
             Garbage::Restarts(name) => journal.write_restarts(name, &Restarts::default()),
-            Garbage::ExitBell(name) => journal::remove(&crate::keeper::exit_bell(&journal.paths.run, name)),
+            Garbage::ExitBell(name) => journal::remove(&journal::exits::bell(&journal.paths.run, name)),
             Garbage::IdRange(number, name) => ids::release(state, name, *number),
             Garbage::Lock(name) => lock::remove(lock::jail(&journal.paths, name)?, &journal.paths, name),
             Garbage::Bridge(name) => network::remove_bridge_if_unused(name).map(drop),

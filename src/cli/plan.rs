@@ -11,7 +11,7 @@ use super::{CHANGES, DONE, FAILED, INVALID, Options, output};
 use crate::execute::{self, Outcome};
 use crate::jail::JailName;
 use crate::pass::{self, PassOptions, Passed};
-use crate::{daemon, diagnostic, source};
+use crate::{daemon, diagnostic, source, supervisor};
 
 pub fn check(options: &Options, files: &[PathBuf]) -> Result<i32> {
     let files: Vec<PathBuf> = files.iter().map(std::path::absolute).collect::<Result<_, _>>()?;
@@ -151,7 +151,7 @@ pub fn daemon(options: &Options) -> Result<i32> {
 
 fn one_pass(paths: &crate::desired::Paths, stop: &AtomicBool) -> Result<daemon::PassReport> {
     let progress = |name: &JailName, what: &str| {
-        daemon::progress();
+        supervisor::progress();
         crate::log::info(Some(name), what);
     };
     let quiet = |_: &str| ();

@@ -4,10 +4,8 @@
 //! nothing about them between passes: events carry no facts, and each pass looks anew. Stopping or
 //! killing the daemon stops no jail; the next one adopts what runs.
 
-pub mod exits;
 mod lock;
 mod said;
-mod supervisor;
 mod timers;
 
 use std::os::unix::fs::DirBuilderExt;
@@ -22,10 +20,11 @@ use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 
 use crate::desired::Paths;
 use crate::jail::JailName;
+use crate::journal::exits;
 use crate::log::{self, Destination};
+use crate::supervisor;
 use crate::watch::{Doorbell, Places, Ring};
 use said::Said;
-pub use supervisor::progress;
 use timers::Timers;
 
 /// Everything is looked at this often even when nothing was heard: network file systems tell

@@ -12,7 +12,8 @@ use crate::keys::{HOST_KEYS, Key};
 
 use super::raw::{self, Member, Raw, RawValue, Text};
 use super::value::{self, Report};
-use super::word::{self, Wrong};
+use super::word;
+use super::wrong::Wrong;
 use super::{Entries, Origin, add_unless_syntax, walk};
 
 /// Ids one jail has.

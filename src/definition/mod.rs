@@ -10,6 +10,7 @@ mod units;
 mod value;
 mod walk;
 mod word;
+mod wrong;
 
 use std::collections::BTreeMap;
 use std::ops::Range;

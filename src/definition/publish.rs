@@ -4,7 +4,7 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
 use crate::jail::Publish;
 
-use super::word::Wrong;
+use super::wrong::Wrong;
 
 const HELP: &str = "address:port:port/protocol, such as \"0.0.0.0:8080:80/tcp\" or \"[::]:8080:80/tcp\"";
 

@@ -7,7 +7,7 @@ use crate::keys::Key;
 
 use super::raw::{Member, Raw, RawValue};
 use super::value::{Report, inner, wrong_type};
-use super::word::Wrong;
+use super::wrong::Wrong;
 
 /// How many tables a list may have.
 const TABLES_MAX: usize = 200;

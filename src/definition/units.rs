@@ -1,6 +1,6 @@
 //! Numbers with units: sizes, durations, CPUs, and lists of CPUs.
 
-use super::word::Wrong;
+use super::wrong::Wrong;
 
 /// A TOML number in a place that needs a unit.
 pub const SIZE_HELP: &str = "write a number and a unit: B, K, M, G or T, such as \"512M\"";

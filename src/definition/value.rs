@@ -10,7 +10,8 @@ use crate::keys::{Built, Key, Kind, Word, show};
 use super::raw::{Raw, RawValue, Text};
 use super::rows;
 use super::units;
-use super::word::{self, Wrong};
+use super::word;
+use super::wrong::Wrong;
 
 /// setrlimit(2)'s names.
 const RLIMITS: &[&str] = &[

@@ -9,7 +9,7 @@ use crate::keys::{self, KEYS, Key, Kind};
 
 use super::raw::{Member, Raw, RawValue, Text};
 use super::value::{self, Report};
-use super::word::Wrong;
+use super::wrong::Wrong;
 use super::{Entries, Entry, Origin};
 
 /// All keys of the tree below the top, with an error for each that is unknown or wrong.

@@ -4,8 +4,8 @@ use std::io::{ErrorKind, Read};
 
 use anyhow::{Context, Result};
 
-use crate::desired::{DesiredJail, OnChange, RootFile};
-use crate::etc::{self, EtcFile, HostTexts};
+use crate::desired::{DesiredJail, EtcFile, OnChange, RootFile};
+use crate::etc::{self, HostTexts};
 use crate::network;
 
 /// The rest of a longer file is left out.

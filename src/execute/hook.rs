@@ -82,7 +82,7 @@ pub fn wait(child: &mut Child, limit: Duration) -> Result<Option<std::process::E
             child.wait().context("wait")?;
             return Ok(None);
         }
-        crate::daemon::progress();
+        crate::supervisor::progress();
         std::thread::sleep(pause);
         pause = (pause * 2).min(LOOK);
     }

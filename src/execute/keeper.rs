@@ -38,7 +38,7 @@ pub fn spawn(program: &OwnedFd, hello: &Hello, instance: &OwnedFd) -> Result<Own
 pub fn answer(socket: BorrowedFd<'_>) -> Result<Answer> {
     let end = Instant::now() + ANSWER_LIMIT;
     while !socket::readable_within(socket, LOOK_MS)? {
-        crate::daemon::progress();
+        crate::supervisor::progress();
         if super::interrupted() {
             bail!("start: interrupted");
         }

@@ -88,7 +88,7 @@ impl Start<'_> {
         if super::interrupted() {
             bail!("start: interrupted");
         }
-        crate::daemon::progress();
+        crate::supervisor::progress();
         if phase == Phase::Up {
             return self.keep();
         }

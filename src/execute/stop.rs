@@ -35,7 +35,7 @@ pub fn stop(host: &Host, mut record: Record) -> Result<()> {
         if phase.hook().is_some() || *phase == Phase::Terminate {
             record.hooks_done.insert(*phase);
         }
-        crate::daemon::progress();
+        crate::supervisor::progress();
         host.journal.write_record(&record)?;
         act(host, *phase, &jail, &record, again)?;
     }

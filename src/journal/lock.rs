@@ -42,7 +42,7 @@ pub fn instance(paths: &Paths, name: &JailName) -> Result<OwnedFd> {
         if Instant::now() > end {
             bail!("lock {}: an earlier run of the jail has not ended", path.display());
         }
-        crate::daemon::progress();
+        crate::supervisor::progress();
         std::thread::sleep(LOOK);
     }
     Ok(file.into())
@@ -83,7 +83,7 @@ fn wait_once(path: &Path, waiting: &dyn Fn(&str)) -> Result<Lock> {
         waiting(holder.trim());
         // Looked at in turns, for the daemon must tell that it waits and does not hang.
         while !try_lock(&file, path)? {
-            crate::daemon::progress();
+            crate::supervisor::progress();
             std::thread::sleep(LOOK);
         }
     }

@@ -17,7 +17,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::jail::JailName;
 use crate::limits::{Cgroup, Hierarchies};
-use crate::live::{Exit, Process};
+use crate::live::Process;
 use crate::spec::{Spec, Stdio};
 use crate::sys::{confine, process, socket};
 
@@ -134,23 +134,6 @@ fn say(socket: BorrowedFd<'_>, answer: &Answer) -> Result<()> {
     socket::send(socket, &serde_json::to_vec(answer).context("write an answer")?, &[])
 }
 
-/// Where a jail's exit record and keeper socket are.
-pub fn exit_record(run: &Path, name: &JailName) -> std::path::PathBuf {
-    run.join("jails").join(name.as_str()).join("exit.json")
-}
-
-/// A file per jail that has ended since the daemon last looked; made by rename, as a doorbell.
-pub fn exit_bell(run: &Path, name: &JailName) -> std::path::PathBuf {
-    run.join("exits").join(name.as_str())
-}
-
 pub fn console_socket(run: &Path, name: &JailName) -> std::path::PathBuf {
     run.join("jails").join(name.as_str()).join("console.sock")
-}
-
-/// An exit record with the instance it belongs to.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct ExitRecord {
-    pub instance: String,
-    pub exit: Exit,
 }

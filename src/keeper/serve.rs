@@ -7,11 +7,11 @@ use anyhow::{Context, Result};
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::pty::OpenptFlags;
 
-use crate::daemon::exits;
 use crate::init::{Order, Report};
+use crate::journal::exits;
 use crate::keeper::create::{self, Created};
 use crate::keeper::log::Log;
-use crate::keeper::{Answer, ExitRecord, PROTOCOL, Word, console_socket, exit_record, say};
+use crate::keeper::{Answer, PROTOCOL, Word, console_socket, say};
 use crate::limits::Cgroup;
 use crate::live::Exit;
 use crate::spec::Spec;
@@ -326,9 +326,9 @@ impl Keeper<'_> {
 }
 
 fn write_record(spec: &Spec, exit: &Exit) -> Result<()> {
-    let record = ExitRecord { instance: spec.instance.clone(), exit: exit.clone() };
+    let record = exits::ExitRecord { instance: spec.instance.clone(), exit: exit.clone() };
     let text = serde_json::to_vec(&record).context("write the exit record")?;
-    crate::journal::replace(&exit_record(&spec.paths.run, spec.name()), &text)?;
+    crate::journal::replace(&exits::record(&spec.paths.run, spec.name()), &text)?;
     exits::leave(&spec.paths.run, spec.name()).context("leave word of the end")
 }
 

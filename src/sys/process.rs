@@ -165,7 +165,7 @@ pub fn wait_gone(pidfd: BorrowedFd<'_>, timeout: Duration) -> Result<bool> {
         let mut fds = [PollFd::new(&pidfd, PollFlags::IN)];
         let limit = Timespec::try_from(left.min(TURN)).expect("a timeout fits");
         match poll(&mut fds, Some(&limit)) {
-            Ok(0) if left > TURN => crate::daemon::progress(),
+            Ok(0) if left > TURN => crate::supervisor::progress(),
             Ok(0) => return Ok(false),
             Ok(_) => return Ok(true),
             Err(rustix::io::Errno::INTR) => {}

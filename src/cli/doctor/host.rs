@@ -7,7 +7,7 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 
 use super::Line;
-use super::kernel::number;
+use super::limits::number;
 use crate::daemon;
 use crate::desired::{HostConfig, IdPool};
 use crate::sys::{mount, namespace};

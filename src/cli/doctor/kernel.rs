@@ -143,7 +143,7 @@ fn time_namespace() -> Line {
 /// sysctl user.max_user_namespaces, and what Debian and Ubuntu add to it.
 fn user_namespaces() -> Line {
     let what = "user namespaces";
-    let most = number("/proc/sys/user/max_user_namespaces");
+    let most = super::limits::number("/proc/sys/user/max_user_namespaces");
     match most {
         Some(0) => Line::no(what, "none allowed", "sysctl user.max_user_namespaces=15000"),
         Some(most) if most < super::limits::JAILS => {
@@ -259,11 +259,6 @@ fn vnet() -> Result<crate::jail::Jail> {
     let mut jail = crate::jail::Jail::from_settings(&name, &Settings::new()).map_err(anyhow::Error::msg)?;
     jail.network = JailNetwork { mode: NetworkMode::Vnet, ..JailNetwork::default() };
     Ok(jail)
-}
-
-/// A file that holds one number.
-pub fn number(path: &str) -> Option<u64> {
-    std::fs::read_to_string(path).ok()?.split_whitespace().next()?.parse().ok()
 }
 
 impl Line {

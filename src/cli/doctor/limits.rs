@@ -3,7 +3,6 @@
 use anyhow::{Context, Result};
 
 use super::Line;
-use super::kernel::number;
 use crate::desired::HostConfig;
 use crate::jail::Limits;
 use crate::limits::{Cgroup, Hierarchies, Needs};
@@ -100,4 +99,9 @@ fn files() -> Line {
         Some(most) => Line::ok("open files", format!("at most {most}")),
         None => Line::ok("open files", "no bound"),
     }
+}
+
+/// A file that holds one number.
+pub fn number(path: &str) -> Option<u64> {
+    std::fs::read_to_string(path).ok()?.split_whitespace().next()?.parse().ok()
 }

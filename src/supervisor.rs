@@ -25,7 +25,7 @@ fn watchdog() -> Option<&'static Watchdog> {
 }
 
 /// How often the waiting loop must call [`progress`]: half the period, as sd_watchdog_enabled(3) asks.
-pub(super) fn feed_every() -> Option<Duration> {
+pub fn feed_every() -> Option<Duration> {
     watchdog().map(|watchdog| watchdog.period / 2)
 }
 
@@ -45,23 +45,23 @@ pub fn progress() {
     }
 }
 
-pub(super) fn ready(status: &str) {
+pub fn ready(status: &str) {
     tell(&[NotifyState::Ready, NotifyState::Status(status)]);
 }
 
-pub(super) fn status(status: &str) {
+pub fn status(status: &str) {
     tell(&[NotifyState::Status(status)]);
 }
 
 /// `MONOTONIC_USEC` lets `Type=notify-reload` tell this reload from an earlier one.
-pub(super) fn reloading() {
+pub fn reloading() {
     match NotifyState::monotonic_usec_now() {
         Ok(now) => tell(&[NotifyState::Reloading, now]),
         Err(_) => tell(&[NotifyState::Reloading]),
     }
 }
 
-pub(super) fn stopping() {
+pub fn stopping() {
     tell(&[NotifyState::Stopping]);
 }
 

@@ -62,7 +62,10 @@ pub fn users(inside: u32, outside: u32) -> Result<OwnedFd> {
     match process::fork().context("fork")? {
         Cloned::Child => {
             drop(tell_end);
-            if unshare(libc::CLONE_NEWUSER).is_ok() && File::from(tell_ready).write_all(b"1").is_ok() {
+            let made = unshare(libc::CLONE_NEWUSER).is_ok()
+                // A pipe alone does not tell: another child may hold its other end.
+                && process::set_parent_death_signal(Some(rustix::process::Signal::KILL)).is_ok();
+            if made && File::from(tell_ready).write_all(b"1").is_ok() {
                 // Ends when the parent does, or has what it wants.
                 let _ = File::from(end).read(&mut [0]);
             }

@@ -169,3 +169,18 @@ pub fn file_system_type(descriptor: BorrowedFd<'_>) -> io::Result<i64> {
     #[allow(clippy::useless_conversion)]
     Ok(i64::from(rustix::fs::fstatfs(descriptor)?.f_type))
 }
+
+/// The file system that `descriptor` is on, by the numbers of statfs(2).
+pub fn file_system_name(descriptor: BorrowedFd<'_>) -> String {
+    match file_system_type(descriptor) {
+        Ok(0xef53) => "ext4".to_owned(),
+        Ok(0x9123_683e) => "btrfs".to_owned(),
+        Ok(0x5846_5342) => "xfs".to_owned(),
+        Ok(0x0102_1994) => "tmpfs".to_owned(),
+        Ok(0x794c_7630) => "overlay".to_owned(),
+        Ok(0x2fc1_2fc1) => "zfs".to_owned(),
+        Ok(0x6969) => "nfs".to_owned(),
+        Ok(other) => format!("file system type {other:#x}"),
+        Err(error) => format!("a file system that cannot be asked ({error})"),
+    }
+}

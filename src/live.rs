@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::jail::{JailName, Settings};
 use crate::step::Phase;
+use crate::storage::{Ground, Held};
 
 /// One look at the whole machine.
 #[derive(Clone, Debug, Default)]
@@ -22,6 +23,8 @@ pub struct Live {
     pub bridges: BTreeSet<String>,
     /// Keys this host cannot enforce, with the reason: `limits.io` → "no blkio controller".
     pub refused: BTreeMap<String, String>,
+    /// What the host can do for jails' volumes.
+    pub ground: Ground,
     /// Now, milliseconds since the epoch; the only clock the plan sees.
     pub now_ms: u64,
 }
@@ -43,6 +46,8 @@ pub struct LiveJail {
     pub exit: Option<Exit>,
     /// Has files of its own below the state directory.
     pub has_data: bool,
+    /// What they are in.
+    pub volume: Option<Held>,
     /// Why its record cannot be read: it is left alone until a person has looked.
     pub unreadable: Option<String>,
 }

@@ -20,6 +20,7 @@ mod order;
 #[cfg(test)]
 mod properties;
 mod text;
+mod volume;
 
 pub use effect::{Half, simulate};
 pub use judge::{applies, runs, unenforceable};

@@ -15,6 +15,7 @@ use crate::journal::Journal;
 use crate::limits::{Cgroup, Hierarchies};
 use crate::live::{Exit, JailState, Live, LiveJail, Process, Record};
 use crate::network::{self, Observed};
+use crate::root;
 use crate::step::Phase;
 use crate::sys::process;
 
@@ -26,9 +27,13 @@ const OWN_LINK: &[u8] = network::HOST_LINK_PREFIX.as_bytes();
 pub fn probe(journal: &Journal, host: &HostConfig, hierarchies: &Hierarchies) -> Result<Live> {
     let names = journal.names()?;
     let now_ms = crate::journal::now_ms();
-    let jails = jails(journal, host, hierarchies, &names)?;
+    let mut jails = jails(journal, host, hierarchies, &names)?;
     let refused = hierarchies.refused();
-    Ok(Live { jails, layers: layers(&journal.paths.state)?, bridges: bridges(), refused, now_ms })
+    let ground = root::volume::ground(&journal.paths.state);
+    if ground.project.is_ok() {
+        find_counted(&mut jails, &journal.paths.state);
+    }
+    Ok(Live { jails, layers: layers(&journal.paths.state)?, bridges: bridges(), refused, ground, now_ms })
 }
 
 /// All jails, on all cores. The dump of links is begun beside them rather than when the first
@@ -61,6 +66,15 @@ fn jails(
     Ok(jails)
 }
 
+/// Which volumes a project quota counts.
+fn find_counted(jails: &mut BTreeMap<JailName, LiveJail>, state: &Path) {
+    for (name, jail) in jails {
+        if let Some(volume) = &mut jail.volume {
+            volume.counted = root::volume::counted(state, name);
+        }
+    }
+}
+
 /// One jail alone.
 pub fn one(
     journal: &Journal,
@@ -82,10 +96,12 @@ fn look(
     name: &JailName,
     record: Option<Record>,
 ) -> Result<LiveJail> {
+    let volume = root::volume::held(&journal.paths.state, name)?;
     let mut jail = LiveJail {
         held: journal.held(name),
         restarts: journal.restarts(name)?,
-        has_data: journal.state_dir(name).join("upper").exists(),
+        has_data: volume.is_some(),
+        volume,
         ..LiveJail::default()
     };
     let Some(record) = record else { return Ok(jail) };
@@ -99,9 +115,22 @@ fn look(
             jail.state = JailState::Frozen;
         }
         jail.changed_files = changed_files(&record)?;
+        observe_volume(&mut jail, journal, &record);
     }
     jail.record = Some(record);
     Ok(jail)
+}
+
+/// Limits of the volume, for those that have one.
+fn observe_volume(jail: &mut LiveJail, journal: &Journal, record: &Record) {
+    let limits = ["limits.disk", "limits.inodes"];
+    if !limits.iter().any(|key| record.settings.contains_key(*key)) {
+        return;
+    }
+    let root = record.init.and_then(|init| root_of(init).ok());
+    let whose = (&record.name, record.first_id);
+    let root = root.as_ref().map(AsFd::as_fd);
+    jail.observed.extend(root::volume::observe(&journal.paths.state, whose, &record.settings, root));
 }
 
 /// Whether there is a link to look at.

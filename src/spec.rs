@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::desired::{Paths, RootFile};
 use crate::jail::{Jail, JailName};
+use crate::storage::FileSystem;
 use crate::{network, security};
 
 /// One start of one jail.
@@ -37,7 +38,7 @@ pub enum RootSpec {
     /// An overlay: `lower` topmost first.
     Overlay { lower: Vec<PathBuf>, writes: Writes, host_usr: bool },
     /// A directory of the host, ids shifted by its mount.
-    Directory(PathBuf),
+    Directory { path: PathBuf, host_usr: bool },
 }
 
 /// Where an overlay's changes go.
@@ -47,9 +48,15 @@ pub enum Writes {
         upper: PathBuf,
         work: PathBuf,
     },
-    /// A tmpfs that dies with the jail, at most this many bytes.
+    /// A file that holds a file system.
+    Image {
+        file: PathBuf,
+        file_system: FileSystem,
+    },
+    /// A tmpfs that dies with the jail, at most this many bytes and files.
     Discarded {
         bytes: u64,
+        inodes: Option<u64>,
     },
 }
 
@@ -74,7 +81,7 @@ impl RootSpec {
     }
 
     pub fn host_usr(&self) -> bool {
-        matches!(self, RootSpec::Overlay { host_usr: true, .. })
+        matches!(self, RootSpec::Overlay { host_usr: true, .. } | RootSpec::Directory { host_usr: true, .. })
     }
 }
 

@@ -39,6 +39,8 @@ pub struct Usage {
     pub memory: Option<u64>,
     /// Milliseconds of CPU time since its start.
     pub cpu_ms: Option<u64>,
+    /// Bytes of its volume, where they are counted.
+    pub disk: Option<u64>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -221,6 +223,7 @@ pub fn item(row: &Row) -> Value {
         "address": row.address,
         "memory": row.usage.memory,
         "cpu": cpu,
+        "disk": row.usage.disk,
         "uptime": row.uptime,
         "exit": row.exit,
         "restarts": row.restarts,

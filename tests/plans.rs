@@ -21,6 +21,7 @@ use stockade::desired::{
 use stockade::jail::{Jail, JailName, Settings};
 use stockade::live::{Exit, JailState, Live, LiveJail, Restarts};
 use stockade::plan::{Options, plan, simulate};
+use stockade::storage::{FileSystem, Ground, Held, Kind};
 
 const NOW_MS: u64 = 1_000_000;
 const CASES_MIN: usize = 25;
@@ -38,6 +39,7 @@ struct Case {
     incomplete: bool,
     /// Keys this host cannot enforce.
     refused: BTreeMap<String, String>,
+    ground: CaseGround,
     live: BTreeMap<JailName, Seen>,
     /// Roots now, and those that the running jails were started with, where they differ.
     root: BTreeMap<JailName, CaseRoot>,
@@ -58,6 +60,7 @@ struct Seen {
     stopping: bool,
     held: bool,
     has_data: bool,
+    volume: Option<CaseVolume>,
     crash_loop: bool,
     /// Milliseconds of back-off that are left.
     wait_ms: u64,
@@ -66,6 +69,26 @@ struct Seen {
     /// Normalised keys as read back.
     observed: Settings,
     changed_files: BTreeSet<PathBuf>,
+}
+
+/// What the host can do for volumes.
+#[derive(Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct CaseGround {
+    project: bool,
+    image: Vec<FileSystem>,
+    grows_ext4: bool,
+}
+
+/// What a jail's own files are in.
+#[derive(Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct CaseVolume {
+    kind: Kind,
+    file_system: Option<FileSystem>,
+    bytes: Option<u64>,
+    #[serde(default)]
+    counted: bool,
 }
 
 #[derive(Clone, Default, Deserialize)]
@@ -196,7 +219,8 @@ fn live(dir: &Path, case: &Case, desired: &Desired) -> Live {
         let then = started.jails.remove(name).unwrap_or_else(unseen);
         (name.clone(), live_jail(seen, then))
     });
-    Live { jails: jails.collect(), refused: case.refused.clone(), now_ms: NOW_MS, ..Live::default() }
+    let (refused, ground) = (case.refused.clone(), ground(&case.ground));
+    Live { jails: jails.collect(), refused, ground, now_ms: NOW_MS, ..Live::default() }
 }
 
 /// All jails that were ever started, by the model of a start.
@@ -215,7 +239,25 @@ fn started(dir: &Path, case: &Case, desired: &Desired) -> Live {
     };
     let jails = settings.into_iter().map(before).collect();
     let then = Desired { host: host(), jails, broken: BTreeMap::new(), complete: true };
-    simulate(&plan(&then, &Live::default(), &Options::default()), &Live::default(), &then)
+    let nothing = Live { ground: ground(&case.ground), ..Live::default() };
+    simulate(&plan(&then, &nothing, &Options::default()), &nothing, &then)
+}
+
+fn ground(case: &CaseGround) -> Ground {
+    let image =
+        if case.image.is_empty() { Err("there is no mkfs".to_owned()) } else { Ok(case.image.clone()) };
+    Ground {
+        file_system: "ext4".to_owned(),
+        project: if case.project { Ok(()) } else { Err("ext4 has no project quota".to_owned()) },
+        subvolume: Err("not on btrfs".to_owned()),
+        image,
+        grows_ext4: case.grows_ext4,
+    }
+}
+
+fn held(volume: &CaseVolume) -> Held {
+    let CaseVolume { kind, file_system, bytes, counted } = volume.clone();
+    Held { kind, file_system, bytes, counted, ..Held::overlay() }
 }
 
 fn live_jail(seen: &Seen, then: LiveJail) -> LiveJail {
@@ -235,7 +277,8 @@ fn live_jail(seen: &Seen, then: LiveJail) -> LiveJail {
         held: seen.held,
         restarts: Restarts { not_before_ms, crash_loop: seen.crash_loop, ..Restarts::default() },
         exit: seen.exit.as_deref().map(exit),
-        has_data: seen.has_data,
+        has_data: seen.has_data || seen.volume.is_some(),
+        volume: seen.volume.as_ref().map(held).or_else(|| seen.has_data.then(Held::overlay)),
         unreadable: None,
     }
 }

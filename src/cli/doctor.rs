@@ -4,6 +4,7 @@
 mod host;
 mod kernel;
 mod limits;
+mod storage;
 mod trial;
 
 use std::fmt::Write as _;
@@ -84,6 +85,7 @@ pub fn doctor(options: &Options) -> i32 {
     let config = source::host(&options.paths());
     let mut lines = kernel::lines(&config);
     lines.extend(limits::lines(&config));
+    lines.extend(storage::lines(&config));
     lines.extend(host::lines(&config));
     if options.json {
         output::json_text(&output::envelope("doctor", lines.iter().map(item).collect()));

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use anyhow::{Context, Result, anyhow, bail};
 use serde_json::{Value, json};
 
-use super::{DONE, FAILED, Options, exec, output};
+use super::{DONE, FAILED, Options, exec, output, volume};
 use crate::desired::{Desired, Paths};
 use crate::diagnostic;
 use crate::execute::{self, Host};
@@ -43,7 +43,9 @@ fn usage(host: &Host, live: &Live) -> Result<BTreeMap<JailName, Usage>> {
         }
         // A jail that ends while it is looked at simply has no figures.
         if let Ok(used) = execute::cgroup(host, name)?.usage() {
-            all.insert(name.clone(), Usage { memory: Some(used.memory), cpu_ms: Some(used.cpu_usec / 1000) });
+            let disk = volume::bytes(&host.journal.paths.state, name, jail);
+            let usage = Usage { memory: Some(used.memory), cpu_ms: Some(used.cpu_usec / 1000), disk };
+            all.insert(name.clone(), usage);
         }
     }
     Ok(all)
@@ -83,11 +85,13 @@ pub fn show(options: &Options, name: &str) -> Result<i32> {
     let record = seen.and_then(|jail| jail.record.as_ref());
     let settings = wanted.map(|w| &w.settings).or(record.map(|r| &r.settings)).cloned().unwrap_or_default();
     let found = seen.map(|jail| jail.observed.clone()).unwrap_or_default();
+    let storage = seen.and_then(|seen| volume::shown(&view.host.journal.paths.state, &row.name, seen));
     if options.json {
         let mut item = status::item(row);
         item["file"] = json!(wanted.map(|w| &w.file));
         item["settings"] = json!(settings);
         item["observed"] = json!(found);
+        item["storage"] = json!(storage.map(|storage| storage.json()));
         item["first_id"] = json!(record.map(|r| r.first_id));
         item["layers"] = json!(record.map(|r| &r.layers));
         item["files"] = json!(record.map(|r| r.files.keys().collect::<Vec<_>>()));
@@ -104,6 +108,9 @@ pub fn show(options: &Options, name: &str) -> Result<i32> {
         let other =
             found.get(key).filter(|f| *f != value).map(|f| format!("   (found {})", keys::show(key, f)));
         text.push_str(&format!("{key:<24} {shown}{}\n", other.unwrap_or_default()));
+    }
+    if let Some(storage) = storage {
+        text.push_str(&format!("\nstorage                  {}\n", storage.text()));
     }
     if let Some(record) = record {
         let last = record.first_id.saturating_add(crate::sys::namespace::IDS - 1);

@@ -16,6 +16,7 @@ mod progress;
 mod reference;
 mod run;
 mod template;
+mod volume;
 
 use clap::Parser;
 

@@ -14,7 +14,7 @@ use crate::jail::JailName;
 use crate::journal::ids;
 use crate::keeper::create::{self, Created};
 use crate::limits::{Cgroup, Needs};
-use crate::spec::{RootSpec, Spec, Stdio, Writes};
+use crate::spec::{RootSpec, Spec, Stdio};
 use crate::sys::process;
 use crate::{network, root, security, source, terminal};
 
@@ -98,7 +98,7 @@ fn in_jail(host: &Host, wanted: &DesiredJail, first_id: u32, asked: &Run) -> Res
         first_id,
         root: RootSpec::Overlay {
             lower,
-            writes: Writes::Discarded { bytes: execute::half_of_memory()? },
+            writes: execute::in_memory(&jail.limits)?,
             host_usr: wanted.root.host_usr,
         },
         etc: execute::etc_files(wanted, link.as_ref())?,

@@ -8,12 +8,13 @@ pub mod schedule;
 mod start;
 mod stop;
 mod update;
+mod volume;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, OnceLock, PoisonError};
 
 use anyhow::{Context, Result, anyhow};
 
@@ -23,6 +24,7 @@ use crate::journal::{Journal, ids, lock};
 use crate::limits::Hierarchies;
 use crate::live::{JailState, Live, Record, Restarts};
 use crate::plan::{self, Action, ActionKind, Plan};
+use crate::storage::Ground;
 use crate::sys::mount;
 use crate::{network, root};
 
@@ -30,6 +32,7 @@ pub use etc::files as etc_files;
 pub use schedule::Outcome;
 pub use start::{instance, refused, spec_of_stopped, start};
 pub use stop::{cgroup, remove_cgroup, stop};
+pub use volume::in_memory;
 
 /// Set by ctrl-C: what has begun is undone, nothing new begins.
 static INTERRUPTED: AtomicBool = AtomicBool::new(false);
@@ -51,6 +54,7 @@ pub struct Host {
     /// that can be written (CVE-2019-5736).
     pub program: OwnedFd,
     bridges: Mutex<BTreeSet<String>>,
+    ground: OnceLock<Ground>,
 }
 
 impl Host {
@@ -69,8 +73,14 @@ impl Host {
             hierarchies: Hierarchies::detect()?,
             program: own_program()?,
             bridges: Mutex::new(BTreeSet::new()),
+            ground: OnceLock::new(),
             config,
         })
+    }
+
+    /// What volumes can be here; looked at when the first jail asks.
+    pub fn ground(&self) -> &Ground {
+        self.ground.get_or_init(|| root::volume::ground(&self.journal.paths.state))
     }
 
     /// Makes the bridge once a pass.
@@ -119,7 +129,9 @@ pub fn destroy_data(journal: &Journal, pool: IdPool, name: &JailName) -> Result<
     if own.exists() {
         std::fs::remove_dir_all(&own).with_context(|| format!("remove {}", own.display()))?;
     }
-    let _ = pool;
+    if let Some(number) = number {
+        root::volume::forget(&journal.paths.state, ids::first(pool, number));
+    }
     // Last: no file of the jail is left that could become another's.
     number.map_or(Ok(()), |number| ids::release(&journal.paths.state, name, number))
 }

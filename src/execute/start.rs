@@ -5,14 +5,14 @@ use std::os::fd::{AsFd, OwnedFd};
 
 use anyhow::{Context, Result, anyhow, bail};
 
-use super::{Host, hook, keeper, stop};
+use super::{Host, hook, keeper, stop, volume};
 use crate::desired::DesiredJail;
 use crate::jail::{Jail, JailName, OnStop};
 use crate::journal::{ids, lock};
 use crate::keeper::{Answer, Hello, PROTOCOL, Word};
 use crate::limits::{Cgroup, Needs};
 use crate::live::{RECORD_SCHEMA, Record};
-use crate::spec::{RootSpec, Spec, Stdio, Writes};
+use crate::spec::{RootSpec, Spec, Stdio};
 use crate::step::{Phase, START};
 use crate::sys::process;
 use crate::{network, root, security};
@@ -275,21 +275,15 @@ impl Start<'_> {
 fn root_spec(host: &Host, wanted: &DesiredJail, first_id: u32) -> Result<RootSpec> {
     let paths = &host.journal.paths;
     if let Some(path) = &wanted.jail.path {
-        return Ok(RootSpec::Directory(path.clone()));
+        return Ok(RootSpec::Directory { path: path.clone(), host_usr: false });
     }
     let ensure = |layer| root::layers::ensure(&paths.state, layer, &|_| ());
     let lower = wanted.root.layers.iter().map(ensure).collect::<Result<Vec<_>>>()?;
-    let writes = if wanted.jail.root.storage == "tmpfs" {
-        Writes::Discarded { bytes: super::half_of_memory()? }
-    } else {
-        if wanted.jail.root.on_stop == OnStop::Discard {
-            // A stop that was cut off, or a crash of the machine, may have left the last run's.
-            root::discard(&paths.state, &wanted.jail.name)?;
-        }
-        let own = root::prepare(&paths.state, &wanted.jail.name, first_id)?;
-        Writes::Kept { upper: own.upper, work: own.work }
-    };
-    Ok(RootSpec::Overlay { lower, writes, host_usr: wanted.root.host_usr })
+    if wanted.jail.root.on_stop == OnStop::Discard {
+        // A stop that was cut off, or a crash of the machine, may have left the last run's.
+        root::discard(&paths.state, &wanted.jail.name)?;
+    }
+    volume::root(host, wanted, first_id, lower)
 }
 
 /// One start of a jail with this root.

@@ -23,6 +23,9 @@ pub fn update(host: &Host, wanted: &DesiredJail, action: &Action, mut record: Re
     if has("limits.") {
         limits(host, &before, &after)?;
     }
+    if has("limits.disk") || has("limits.inodes") {
+        super::volume::set_limits(host, &after, record.first_id)?;
+    }
     if has("network.bridge") {
         rejoin(host, &before, &record)?;
     }

@@ -11,6 +11,7 @@ use std::path::Path;
 use anyhow::{Context, Result};
 use rustix::fs::{CWD, Mode};
 
+use crate::root::volume::{self, image};
 use crate::spec::{RootSpec, Spec, Writes};
 use crate::sys::mount::{self, NO_DEVICES, NO_SUID, READ_ONLY};
 use crate::sys::namespace;
@@ -24,15 +25,17 @@ pub fn assemble(
     idmap: Option<BorrowedFd<'_>>,
 ) -> Result<Vec<OwnedFd>> {
     match &spec.root {
-        RootSpec::Directory(path) => {
+        RootSpec::Directory { path, host_usr } => {
             let root = mount::clone_plain_tree(path, false)?;
             mount::set_attributes(root.as_fd(), NO_DEVICES, 0, idmap, false)
                 .with_context(|| format!("shift the ids of {}", path.display()))?;
-            Ok(vec![root])
+            let usr = host_usr.then(|| usr(idmap)).transpose()?;
+            Ok([root].into_iter().chain(usr).collect())
         }
         RootSpec::Overlay { lower, writes, host_usr } => {
             let layers = lower.iter().map(|path| layer(path, idmap)).collect::<Result<Vec<_>>>()?;
-            let mut mounts = vec![inside(pidfd, || overlay(spec, &layers, writes))?];
+            let own = own_file_system(writes)?;
+            let mut mounts = vec![inside(pidfd, || overlay(spec, &layers, writes, own.as_ref()))?];
             if *host_usr {
                 mounts.push(usr(idmap)?);
             }
@@ -72,10 +75,10 @@ fn inside<T>(pidfd: Option<BorrowedFd<'_>>, work: impl FnOnce() -> Result<T>) ->
     result
 }
 
-fn overlay(spec: &Spec, layers: &[OwnedFd], writes: &Writes) -> Result<OwnedFd> {
+fn overlay(spec: &Spec, layers: &[OwnedFd], writes: &Writes, own: Option<&OwnedFd>) -> Result<OwnedFd> {
     let place = mount::open_path(&spec.paths.state).context("find a place for the layers")?;
     // Before the layers cover the place below which they lie.
-    let (upper, work) = writable(spec, writes, place.as_fd())?;
+    let (upper, work) = writable(spec, writes, own, place.as_fd())?;
     for layer in layers {
         mount::attach(layer.as_fd(), place.as_fd()).context("attach a layer")?;
     }
@@ -99,24 +102,33 @@ fn by_descriptor(descriptor: BorrowedFd<'_>) -> String {
     format!("/proc/self/fd/{}", descriptor.as_raw_fd())
 }
 
-/// Upper and work directories; the upper's top belongs to the jail's root.
-fn writable(spec: &Spec, writes: &Writes, place: BorrowedFd<'_>) -> Result<(OwnedFd, OwnedFd)> {
+/// The file system that is the jail's alone, mounted nowhere yet, where its writes have one.
+fn own_file_system(writes: &Writes) -> Result<Option<OwnedFd>> {
     match writes {
-        Writes::Kept { upper, work } => Ok((mount::open_path(upper)?, mount::open_path(work)?)),
-        Writes::Discarded { bytes } => {
-            let size = bytes.to_string();
-            let tmpfs = mount::create("tmpfs", &[("mode", "0700"), ("size", &size)], NO_DEVICES)?;
-            mount::attach(tmpfs.as_fd(), place).context("attach the jail's tmpfs")?;
-            for name in ["upper", "work"] {
-                rustix::fs::mkdirat(&tmpfs, name, Mode::from_raw_mode(0o755))
-                    .context("make a directory in tmpfs")?;
-            }
-            let upper = mount::resolve(tmpfs.as_fd(), Path::new("upper"), true)?;
-            let owner = Some(rustix::fs::Uid::from_raw(spec.first_id));
-            let group = Some(rustix::fs::Gid::from_raw(spec.first_id));
-            rustix::fs::chownat(&tmpfs, "upper", owner, group, rustix::fs::AtFlags::SYMLINK_NOFOLLOW)
-                .context("give the upper directory to the jail")?;
-            Ok((upper, mount::resolve(tmpfs.as_fd(), Path::new("work"), true)?))
+        Writes::Kept { .. } => Ok(None),
+        Writes::Image { file, file_system } => image::mount(file, *file_system).map(Some),
+        Writes::Discarded { bytes, inodes } => {
+            let (size, inodes) = (bytes.to_string(), inodes.map(|inodes| inodes.to_string()));
+            let mut options = vec![("mode", "0700"), ("size", size.as_str())];
+            options.extend(inodes.as_deref().map(|inodes| ("nr_inodes", inodes)));
+            mount::create("tmpfs", &options, NO_DEVICES).map(Some)
         }
     }
+}
+
+/// Upper and work directories; the upper's top belongs to the jail's root.
+fn writable(
+    spec: &Spec,
+    writes: &Writes,
+    own: Option<&OwnedFd>,
+    place: BorrowedFd<'_>,
+) -> Result<(OwnedFd, OwnedFd)> {
+    if let Writes::Kept { upper, work } = writes {
+        return Ok((mount::open_path(upper)?, mount::open_path(work)?));
+    }
+    let own = own.context("the jail's own file system is not mounted")?;
+    mount::attach(own.as_fd(), place).context("attach the jail's own file system")?;
+    volume::make_writable(own.as_fd(), spec.first_id)?;
+    let find = |name: &str| mount::resolve(own.as_fd(), Path::new(name), true);
+    Ok((find("upper")?, find("work")?))
 }

@@ -3,7 +3,7 @@
 
 use std::fmt;
 
-use super::{Action, ActionKind, Change, Options, Postponed, compare};
+use super::{Action, ActionKind, Change, Options, Postponed, compare, volume};
 use crate::desired::{Desired, DesiredJail};
 use crate::jail::{JailName, RestartPolicy};
 use crate::keys::Cost;
@@ -96,9 +96,10 @@ fn judge_wanted(
     {
         return refuse(reason);
     }
-    let changes = seen.record.as_ref().map(|record| compare::changes(record, wanted)).unwrap_or_default();
+    let mut changes = seen.record.as_ref().map(|record| compare::changes(record, wanted)).unwrap_or_default();
+    volume::weigh(&mut changes, wanted, seen, live);
     match wish(wanted, seen, !changes.is_empty(), live.now_ms) {
-        Wish::Up => bring_up(name, wanted, seen, changes, options),
+        Wish::Up => bring_up((name, wanted), (seen, live), changes, options),
         Wish::Later(at_ms) => wait(name, seen, at_ms, live.now_ms),
         Wish::Down(reason) => keep_down(name, seen, reason),
     }
@@ -110,6 +111,7 @@ pub fn unenforceable(wanted: &DesiredJail, live: &Live) -> Option<String> {
     refused
         .find(|(key, _)| wanted.settings.contains_key(*key))
         .map(|(key, reason)| format!("{key}: {reason}"))
+        .or_else(|| volume::refusal(wanted, live))
 }
 
 /// Runs, under a keeper or without one.
@@ -183,15 +185,15 @@ fn keep_down(name: &JailName, seen: &LiveJail, reason: Reason) -> Judgement {
 }
 
 fn bring_up(
-    name: &JailName,
-    wanted: &DesiredJail,
-    seen: &LiveJail,
+    (name, wanted): (&JailName, &DesiredJail),
+    (seen, live): (&LiveJail, &Live),
     changes: Vec<Change>,
     options: &Options,
 ) -> Judgement {
     let rebuild = worst(&changes) == Cost::Rebuild;
     if seen.state == JailState::Down && !rebuild {
-        return act(Action::new(name, ActionKind::Create));
+        let reason = volume::moves(wanted, seen, live);
+        return act(Action { reason, ..Action::new(name, ActionKind::Create) });
     }
     let mut drift = history(seen);
     if let (JailState::Up | JailState::Frozen, Some(record)) = (&seen.state, &seen.record) {
@@ -204,7 +206,11 @@ fn bring_up(
         return Judgement::default();
     };
     let discards = kind == ActionKind::Rebuild && seen.has_data;
-    let reason = discards.then(|| "its own files are thrown away".to_owned());
+    let reason = match kind {
+        ActionKind::Rebuild => discards.then(|| "its own files are thrown away".to_owned()),
+        ActionKind::Restart => volume::moves(wanted, seen, live),
+        _ => None,
+    };
     let judgement = act(Action { changes, drift, reason, ..Action::new(name, kind) });
     let interrupts = !matches!(kind, ActionKind::Update) && runs(&seen.state);
     if options.no_restart && interrupts { judgement.reduce("--no-restart") } else { judgement }

@@ -17,6 +17,7 @@ use crate::jail::{Jail, JailName, Settings};
 use crate::live::{Exit, FileStamp, JailState, Live, LiveJail, Record, Restarts};
 use crate::root::files::digest;
 use crate::step::Phase;
+use crate::storage::Held;
 
 const NOW_MS: u64 = 100_000;
 const NAMES: [&str; 5] = ["a", "b", "c", "d", "e"];
@@ -200,6 +201,7 @@ fn seen() -> impl Strategy<Value = Seen> {
                 restarts,
                 exit,
                 has_data,
+                volume: has_data.then(Held::overlay),
                 unreadable: None,
             };
             Seen { jail, record, run, stopping }

@@ -14,8 +14,8 @@ mod upper;
 pub mod view;
 pub mod volume;
 
-pub use own::{discard, prepare};
-pub use volume::Volume;
+pub use own::prepare;
+pub use volume::{Volume, discard};
 
 /// Tests that make files for other owners need root: without it they are skipped aloud, or fail
 /// where the environment says that all must run.

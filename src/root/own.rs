@@ -2,13 +2,15 @@
 
 use std::fs;
 use std::io;
+use std::os::fd::BorrowedFd;
 use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use anyhow::Context;
+use rustix::fs::{Gid, Mode, Uid};
+use rustix::io::Errno;
 
-use super::removal;
-use super::volume::jail_directory;
+use super::volume::{self, jail_directory};
 use crate::jail::JailName;
 use crate::sys::file;
 
@@ -26,8 +28,9 @@ pub fn own_writes(state: &Path, name: &JailName) -> OwnWrites {
 }
 
 /// Makes what is missing: `upper`, owned by the jail's root as seen from the host (`first_id`),
-/// and `work`, the host's own. What is there stays as it is.
-pub fn prepare(state: &Path, name: &JailName, first_id: u32) -> anyhow::Result<OwnWrites> {
+/// and `work`, the host's own. What is there stays as it is. With `counts` all that is made is
+/// counted by the jail's project quota.
+pub fn prepare(state: &Path, name: &JailName, first_id: u32, counts: bool) -> anyhow::Result<OwnWrites> {
     let own = own_writes(state, name);
     let jails = state.join("jails");
     fs::DirBuilder::new()
@@ -35,7 +38,11 @@ pub fn prepare(state: &Path, name: &JailName, first_id: u32) -> anyhow::Result<O
         .mode(0o700)
         .create(&jails)
         .with_context(|| format!("make directory {}", jails.display()))?;
-    make(&jail_directory(state, name), 0o700)?;
+    let own_directory = jail_directory(state, name);
+    make(&own_directory, 0o700)?;
+    if counts && first_id > 0 {
+        volume::count(&own_directory, first_id)?;
+    }
     make(&own.work, 0o700)?;
     if make(&own.upper, 0o755)? {
         std::os::unix::fs::chown(&own.upper, Some(first_id), Some(first_id))
@@ -60,17 +67,23 @@ fn make(path: &Path, mode: u32) -> anyhow::Result<bool> {
     Ok(true)
 }
 
-/// Removes all that the jail has written; its other files below `jails/NAME` stay.
-pub fn discard(state: &Path, name: &JailName) -> anyhow::Result<()> {
-    let directory = jail_directory(state, name);
-    let parent = match file::open_directory(&directory) {
-        Ok(parent) => parent,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
-        Err(error) => return Err(error).with_context(|| format!("open {}", directory.display())),
-    };
-    for part in ["upper", "work"] {
-        removal::remove(&parent, part.as_ref())
-            .with_context(|| format!("remove {}", directory.join(part).display()))?;
+/// Makes `upper` and `work` in an open directory, unless they are there.
+pub fn make_in(directory: BorrowedFd<'_>, first_id: u32) -> anyhow::Result<()> {
+    make_directory(directory, "work", 0)?;
+    make_directory(directory, "upper", first_id)
+}
+
+pub fn make_directory(directory: BorrowedFd<'_>, name: &str, owner: u32) -> anyhow::Result<()> {
+    match rustix::fs::mkdirat(directory, name, Mode::RWXU) {
+        Ok(()) => {}
+        Err(Errno::EXIST) => return file::open_child(directory, name.as_ref()).map(drop).context("open it"),
+        Err(error) => return Err(error).with_context(|| format!("make directory {name}")),
+    }
+    let made = file::open_child(directory, name.as_ref()).with_context(|| format!("open {name}"))?;
+    if owner > 0 {
+        rustix::fs::fchown(&made, Some(Uid::from_raw(owner)), Some(Gid::from_raw(owner)))
+            .with_context(|| format!("chown {name} to {owner}"))?;
+        rustix::fs::fchmod(&made, 0o755.into()).with_context(|| format!("chmod {name}"))?;
     }
     Ok(())
 }
@@ -79,10 +92,10 @@ pub fn discard(state: &Path, name: &JailName) -> anyhow::Result<()> {
 mod tests {
     use std::os::unix::fs::{MetadataExt, symlink};
 
-    use rustix::fs::{Mode, OFlags};
+    use rustix::fs::OFlags;
 
     use super::*;
-    use crate::root::is_root;
+    use crate::root::{discard, is_root};
 
     /// Deeper than a path can be long, and than a process has descriptors.
     const DEPTH: usize = 5_000;
@@ -95,13 +108,13 @@ mod tests {
         let temporary = tempfile::tempdir().expect("a directory");
         let (state, name) = (temporary.path().join("state"), JailName::new("web").expect("a name"));
         discard(&state, &name).expect("nothing is there yet");
-        let own = prepare(&state, &name, 1_000_000).expect("made");
+        let own = prepare(&state, &name, 1_000_000, false).expect("made");
         let upper = fs::metadata(&own.upper).expect("a directory");
         assert_eq!((upper.uid(), upper.gid(), upper.mode() & 0o7777), (1_000_000, 1_000_000, 0o755));
         let work = fs::metadata(&own.work).expect("a directory");
         assert_eq!((work.uid(), work.mode() & 0o7777), (0, 0o700));
         fs::write(own.upper.join("kept"), "x").expect("a file");
-        assert_eq!(prepare(&state, &name, 1_000_000).expect("again"), own);
+        assert_eq!(prepare(&state, &name, 1_000_000, false).expect("again"), own);
         assert!(own.upper.join("kept").exists());
         fs::write(state.join("jails/web/range"), "x").expect("a file");
         discard(&state, &name).expect("discarded");
@@ -116,7 +129,7 @@ mod tests {
         }
         let temporary = tempfile::tempdir().expect("a directory");
         let (state, name) = (temporary.path().join("state"), JailName::new("web").expect("a name"));
-        let own = prepare(&state, &name, 1_000_000).expect("made");
+        let own = prepare(&state, &name, 1_000_000, false).expect("made");
         let outside = temporary.path().join("outside");
         fs::create_dir(&outside).expect("a directory");
         fs::write(outside.join("canary"), "alive").expect("a file");
@@ -143,7 +156,7 @@ mod tests {
         let (state, name) = (temporary.path().to_owned(), JailName::new("web").expect("a name"));
         fs::create_dir_all(state.join("jails/web")).expect("a directory");
         symlink("/tmp", state.join("jails/web/upper")).expect("a link");
-        let error = format!("{:#}", prepare(&state, &name, 1_000_000).expect_err("a link"));
+        let error = format!("{:#}", prepare(&state, &name, 1_000_000, false).expect_err("a link"));
         assert!(error.contains("upper"), "{error}");
     }
 }

@@ -54,7 +54,8 @@ fn seen(state: JailState) -> LiveJail {
 fn show(desired: &Desired, seen: Option<LiveJail>) -> Row {
     let jails = seen.into_iter().map(|seen| (name("web"), seen)).collect();
     let live = Live { jails, now_ms: NOW_MS, ..Live::default() };
-    let usage = BTreeMap::from([(name("web"), Usage { memory: Some(3 << 19), cpu_ms: Some(1_250) })]);
+    let usage =
+        BTreeMap::from([(name("web"), Usage { memory: Some(3 << 19), cpu_ms: Some(1_250), disk: Some(7) })]);
     rows(desired, &live, &usage).remove(0)
 }
 
@@ -112,7 +113,7 @@ a-much-longer-name  stopped     -  -                      -      -       -
 fn the_json_has_raw_numbers() {
     let item = item(&show(&desired(), Some(seen(JailState::Up))));
     let expect = json!({ "name": "web", "state": "running", "pid": 4321, "address": ["10.0.0.2", "fd00::2"],
-        "memory": 3 << 19, "cpu": 1.25, "uptime": 65, "exit": null, "restarts": 0, "reason": null });
+        "memory": 3 << 19, "cpu": 1.25, "disk": 7, "uptime": 65, "exit": null, "restarts": 0, "reason": null });
     assert_eq!(item, expect);
 }
 

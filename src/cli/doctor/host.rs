@@ -53,19 +53,10 @@ fn directory(what: &'static str, path: &Path, mode: &str) -> Line {
     Line::ok(what, format!("{shown} on {}", file_system(path)))
 }
 
-/// By the numbers of statfs(2).
 fn file_system(path: &Path) -> String {
-    let Ok(open) = fs::File::open(path) else { return "a file system that cannot be asked".to_owned() };
-    match mount::file_system_type(open.as_fd()) {
-        Ok(0xef53) => "ext4".to_owned(),
-        Ok(0x9123_683e) => "btrfs".to_owned(),
-        Ok(0x5846_5342) => "xfs".to_owned(),
-        Ok(0x0102_1994) => "tmpfs".to_owned(),
-        Ok(0x794c_7630) => "overlay".to_owned(),
-        Ok(0x2fc1_2fc1) => "zfs".to_owned(),
-        Ok(0x6969) => "nfs".to_owned(),
-        Ok(other) => format!("file system type {other:#x}"),
-        Err(error) => format!("a file system that cannot be asked ({error})"),
+    match fs::File::open(path) {
+        Ok(open) => mount::file_system_name(open.as_fd()),
+        Err(_) => "a file system that cannot be asked".to_owned(),
     }
 }
 

@@ -182,7 +182,7 @@ fn seccomp() -> Line {
 }
 
 /// The nearest directory above that is there: doctor makes none of stockade's own.
-fn existing(path: &Path) -> PathBuf {
+pub fn existing(path: &Path) -> PathBuf {
     path.ancestors().find(|above| above.is_dir()).unwrap_or(Path::new("/")).to_owned()
 }
 

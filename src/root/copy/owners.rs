@@ -30,6 +30,9 @@ pub enum Owners {
         from: u32,
         to: u32,
     },
+    /// Those of the jail's range with this first id become the ids inside, which others must have
+    /// already: its own writes merged with its layers.
+    Inner(u32),
 }
 
 impl Owners {
@@ -40,7 +43,12 @@ impl Owners {
     }
 
     fn id(self, id: u32) -> anyhow::Result<u32> {
-        let Owners::Shifted { from, to } = self else { return Ok(id) };
+        let (from, to) = match self {
+            Owners::Same => return Ok(id),
+            Owners::Inner(_) if id < IDS => return Ok(id),
+            Owners::Inner(first) => (first, 0),
+            Owners::Shifted { from, to } => (from, to),
+        };
         match id.checked_sub(from) {
             Some(inner) if inner < IDS => Ok(to + inner),
             _ => bail!("{id} is outside of the ids {from} to {}", from + (IDS - 1)),

@@ -1,0 +1,33 @@
+//! A volume as a subvolume of the state directory's btrfs.
+
+use std::ffi::OsStr;
+use std::os::fd::{AsFd, BorrowedFd};
+
+use anyhow::{Context, Result};
+
+use crate::root::removal;
+use crate::sys::{btrfs, file};
+
+/// Makes the subvolume `name`, closed to others as everything of a jail is.
+pub fn create(directory: BorrowedFd<'_>, name: &OsStr) -> Result<()> {
+    btrfs::create(directory, name).with_context(|| format!("make subvolume {}", name.display()))?;
+    let made = file::open_child(directory, name)?;
+    rustix::fs::fchmod(&made, 0o700.into()).with_context(|| format!("chmod {}", name.display()))
+}
+
+/// Deletes it at once, whatever is in it, and its quota group; nothing there is done already.
+pub fn remove(directory: BorrowedFd<'_>, name: &OsStr) -> Result<()> {
+    let Ok(open) = file::open_child(directory, name) else {
+        return removal::remove(directory, name);
+    };
+    let number = btrfs::number(open.as_fd());
+    drop(open);
+    let (Ok(number), Ok(())) = (number, btrfs::destroy(directory, name)) else {
+        // No subvolume, or one that holds others: as a tree, then.
+        return removal::remove(directory, name);
+    };
+    // The group can only go once the cleaner has been there; a kernel that removes it by itself, or
+    // has none, says that it is not there. What stays limits nothing and is never used again.
+    let _ = btrfs::forget(directory, number);
+    Ok(())
+}

@@ -17,4 +17,5 @@ mod network;
 mod recover;
 mod run;
 mod security;
+mod storage;
 mod templates;

@@ -19,6 +19,8 @@ use crate::root;
 use crate::step::Phase;
 use crate::sys::process;
 
+/// Times that a jail is looked at which ends meanwhile.
+const LOOKS_MAX: usize = 3;
 /// With no more jails than these, links are only dumped when one of them has one.
 const FEW: usize = 8;
 const OWN_LINK: &[u8] = network::HOST_LINK_PREFIX.as_bytes();
@@ -89,12 +91,33 @@ pub fn one(
     Ok(jail)
 }
 
+/// A jail may end while it is looked at, and what was to be seen in it is gone: then again, for
+/// what it amounts to now.
 fn look(
     journal: &Journal,
     host: &HostConfig,
     hierarchies: &Hierarchies,
     name: &JailName,
     record: Option<Record>,
+) -> Result<LiveJail> {
+    let ended = || record.as_ref().and_then(|record| record.init).is_some_and(|init| !process::alive(init));
+    let look = || look_once(journal, host, hierarchies, name, record.as_ref());
+    let mut looked = look();
+    for _ in 1..LOOKS_MAX {
+        if looked.is_ok() || !ended() {
+            break;
+        }
+        looked = look();
+    }
+    Ok(LiveJail { record, ..looked? })
+}
+
+fn look_once(
+    journal: &Journal,
+    host: &HostConfig,
+    hierarchies: &Hierarchies,
+    name: &JailName,
+    record: Option<&Record>,
 ) -> Result<LiveJail> {
     let volume = root::volume::held(&journal.paths.state, name)?;
     let mut jail = LiveJail {
@@ -105,19 +128,18 @@ fn look(
         ..LiveJail::default()
     };
     let Some(record) = record else { return Ok(jail) };
-    let exit = journal.exit(&record)?;
-    jail.state = state(&record, exit.as_ref());
+    let exit = journal.exit(record)?;
+    jail.state = state(record, exit.as_ref());
     jail.exit = exit.filter(|_| !record.was_asked());
-    if jail.state == JailState::Up {
+    if jail.state == JailState::Up && record.init.is_some_and(process::alive) {
         let cgroup = Cgroup::open(&hierarchies.at(&record.cgroup_base)?, &host.cgroup, name.as_str())?;
         jail.observed = cgroup.observe(&record.settings)?;
         if cgroup.frozen()? {
             jail.state = JailState::Frozen;
         }
-        jail.changed_files = changed_files(&record)?;
-        observe_volume(&mut jail, journal, &record);
+        jail.changed_files = changed_files(record)?;
+        observe_volume(&mut jail, journal, record);
     }
-    jail.record = Some(record);
     Ok(jail)
 }
 
@@ -155,10 +177,11 @@ pub fn state(record: &Record, exit: Option<&Exit>) -> JailState {
     }
     let alive = |process: Option<Process>| process.is_some_and(process::alive);
     match (settled, alive(record.init), alive(record.keeper)) {
-        (true, true, true) => JailState::Up,
+        // Or it has ended just now, and the keeper is about to write how, and rings then.
+        (true, _, true) => JailState::Up,
         (true, true, false) => JailState::Orphaned,
         // Keeper and init were both killed: nobody could write how it ended.
-        (true, false, _) => JailState::Exited(Exit { signal: Some(libc::SIGKILL), ..Exit::default() }),
+        (true, false, false) => JailState::Exited(Exit { signal: Some(libc::SIGKILL), ..Exit::default() }),
         (false, ..) => JailState::Partial,
     }
 }
@@ -262,6 +285,7 @@ mod tests {
         for (phase, stopping, init, keeper, exit, expect) in [
             (Phase::Up, false, me, me, None, JailState::Up),
             (Phase::Up, false, me, gone, None, JailState::Orphaned),
+            (Phase::Up, false, gone, me, None, JailState::Up),
             (Phase::Up, false, gone, gone, None, JailState::Exited(killed.clone())),
             (Phase::Up, false, gone, me, Some(&ended), JailState::Exited(ended.clone())),
             // Not on its own yet: whatever runs, and however it ended, it is a start that was cut.

@@ -120,6 +120,18 @@ pub struct Restarts {
     pub crash_loop: bool,
 }
 
+/// The longest pause between two restarts.
+pub const BACK_OFF_MAX_MS: u64 = 300_000;
+
+impl Restarts {
+    /// How long the next start has to wait. No pause is longer than the longest: then the clock
+    /// was set back, and there is none.
+    pub fn wait_ms(&self, now_ms: u64) -> Option<u64> {
+        let wait = self.not_before_ms.checked_sub(now_ms)?;
+        (1..=BACK_OFF_MAX_MS).contains(&wait).then_some(wait)
+    }
+}
+
 /// A process that cannot be mistaken for a later one with the same number: pid and the start
 /// time of proc_pid_stat(5), field 22.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]

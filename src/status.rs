@@ -159,7 +159,7 @@ fn down(name: &JailName, seen: &LiveJail, desired: &Desired, live: &Live) -> (St
         return (State::Stopped, end);
     }
     let mut reason = end.unwrap_or_else(|| "it did not start".to_owned());
-    if let Some(wait_ms) = seen.restarts.not_before_ms.checked_sub(live.now_ms).filter(|wait| *wait > 0) {
+    if let Some(wait_ms) = seen.restarts.wait_ms(live.now_ms) {
         reason = format!("{reason}; starts again in {} s", wait_ms.div_ceil(1_000));
     }
     (State::Failed, Some(reason))

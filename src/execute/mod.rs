@@ -22,7 +22,7 @@ use crate::desired::{Desired, DesiredJail, HostConfig, IdPool};
 use crate::jail::{Jail, JailName};
 use crate::journal::{Journal, ids, lock};
 use crate::limits::Hierarchies;
-use crate::live::{JailState, Live, Record, Restarts};
+use crate::live::{BACK_OFF_MAX_MS, JailState, Live, Record, Restarts};
 use crate::plan::{self, Action, ActionKind, Plan};
 use crate::storage::Ground;
 use crate::sys::mount;
@@ -313,7 +313,5 @@ impl Restarts {
     }
 }
 
-/// The longest pause between two restarts.
-pub const BACK_OFF_MAX_MS: u64 = 300_000;
 /// A run this long clears the count.
 pub const GOOD_RUN_MS: u64 = 600_000;

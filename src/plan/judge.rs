@@ -140,7 +140,7 @@ fn wish(wanted: &DesiredJail, seen: &LiveJail, changed: bool, now_ms: u64) -> Wi
     if exit.is_some_and(|exit| !applies(wanted.jail.restart.policy, exit)) {
         return Wish::Down(Reason::Ended);
     }
-    if seen.restarts.not_before_ms > now_ms { Wish::Later(seen.restarts.not_before_ms) } else { Wish::Up }
+    seen.restarts.wait_ms(now_ms).map_or(Wish::Up, |wait_ms| Wish::Later(now_ms + wait_ms))
 }
 
 fn last_exit(seen: &LiveJail) -> Option<&Exit> {

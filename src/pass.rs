@@ -65,10 +65,13 @@ fn carry_out(
     options: &PassOptions<'_>,
     planner: &dyn Fn(&Desired, &Live) -> Plan,
 ) -> Result<Passed> {
+    // Read under the lock: what was read before another pass had its turn is of the past.
+    let before = source::host(paths);
+    let apply = options.apply && before.broken.is_none();
+    let _lock = if apply { Some(lock::all(&before.paths, options.waiting)?) } else { None };
     let (desired, diagnostics) = source::load(paths);
+    let apply = apply && desired.host.broken.is_none();
     let host = Host::look(desired.host.clone())?;
-    let apply = options.apply && host.config.broken.is_none();
-    let _lock = if apply { Some(lock::all(&host.journal.paths, options.waiting)?) } else { None };
     let mut live = probe::probe(&host.journal, &host.config, &host.hierarchies)?;
     execute::account(&host.journal, &desired, &mut live, apply)?;
     let plan = planner(&desired, &live);

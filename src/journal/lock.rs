@@ -51,6 +51,7 @@ pub fn instance(paths: &Paths, name: &JailName) -> Result<OwnedFd> {
 /// The lock of all changes by plan: two `apply` at once go one after the other. `waiting` is told
 /// who holds it, once, before the wait.
 pub fn all(paths: &Paths, waiting: &dyn Fn(&str)) -> Result<Lock> {
+    super::make_directory(&paths.run, 0o711)?;
     wait(&paths.run.join("apply.lock"), waiting)
 }
 

@@ -133,7 +133,7 @@ pub const KEYS: &[Key] = &[
         "The jail's part of the CPU time when there is not enough for all."),
     key("limits.cpuset", Kind::Text(Word::CpuList), "all", Cost::Live, "cpuset.cpus",
         "The CPUs the jail may run on."),
-    key("limits.processes", Kind::Count { min: 1, max: PROCESSES_MAX }, "no limit", Cost::Live, "pids.max",
+    key("limits.processes", Kind::Count { min: 1, max: PROCESSES_MAX }, "2048", Cost::Live, "pids.max",
         "The most processes and threads the jail may have."),
     key("limits.disk", Kind::Size { min: MIB, max: SIZE_MAX }, "no limit", Cost::Live, "a project quota, a limit of the subvolume's quota group, or the size of the root's own file system",
         "The most disk space the jail's own files may take, hard; what cannot be changed live is restarted for."),

@@ -78,6 +78,7 @@ fn carry_out(
     let mut failures = BTreeMap::new();
     if apply {
         (options.planned)(&plan);
+        execute::clear_unrecorded(&host.journal, &desired, &live);
         failures = execute::execute(&host, &desired, &plan, options.progress);
     }
     Ok(Passed { diagnostics, desired, live, plan, failures, applied: apply })

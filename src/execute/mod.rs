@@ -153,6 +153,18 @@ pub fn account(journal: &Journal, desired: &Desired, live: &mut Live, write: boo
     Ok(())
 }
 
+/// A start that was cut before its first record has left an empty directory, which only a jail
+/// that has a definition would use again.
+pub fn clear_unrecorded(journal: &Journal, desired: &Desired, live: &Live) {
+    let known = |name: &JailName| desired.jails.contains_key(name) || desired.broken.contains_key(name);
+    for (name, jail) in &live.jails {
+        if jail.record.is_none() && jail.unreadable.is_none() && !known(name) {
+            // There is none, as a rule; and what is not empty is not ours to judge.
+            let _ = std::fs::remove_dir(journal.run_dir(name));
+        }
+    }
+}
+
 /// Told about each jail as it is done: name, and what has become of it.
 pub type Progress<'a> = &'a (dyn Fn(&JailName, &str) + Sync);
 

@@ -119,3 +119,9 @@ fn link(directory: &Path, old: &Path, new: &PathBuf) {
         aside(directory, old, &made);
     }
 }
+
+/// What is in a directory.
+pub fn names(directory: &Path) -> Vec<String> {
+    let entries = fs::read_dir(directory).into_iter().flatten().flatten();
+    entries.map(|entry| entry.file_name().to_string_lossy().into_owned()).collect()
+}

@@ -187,7 +187,9 @@ impl Model {
     fn wish(&self, at: usize) -> Wish {
         let jail = &self.jails[at];
         let definition = match &jail.file {
-            _ if self.broken(at) => return if jail.held { Wish::Down } else { Wish::Leave },
+            _ if self.broken(at) => {
+                return if jail.held && !self.host_broken { Wish::Down } else { Wish::Leave };
+            }
             File::Good(definition) => definition,
             _ => return Wish::Gone,
         };

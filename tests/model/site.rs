@@ -1,7 +1,7 @@
 //! The host that the steps are done to, and the comparison of what is on it with the model.
 
 use std::collections::BTreeMap;
-use std::fs::File;
+use std::fs::{DirEntry, File};
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
@@ -79,6 +79,8 @@ impl StateMachineTest for Site {
         let left: Vec<_> =
             std::fs::read_dir(site.machine.run_dir().join("jails")).unwrap().flatten().collect();
         if !left.is_empty() {
+            let files = |entry: &DirEntry| format!("{:?}: {:?}", entry.path(), editors::names(&entry.path()));
+            let left: Vec<String> = left.iter().map(files).collect();
             site.fail(&format!("the last apply leaves {left:?}"));
         }
         let jails = site.machine.config().join("jails.d");

@@ -164,7 +164,9 @@ impl ReferenceStateMachine for Rules {
             Step::Rename(from, to) => {
                 *to != BASE && jail(*from).file != File::Absent && jail(*to).file == File::Absent
             }
-            Step::Stop(at) => model.daemon && !model.full && jail(*at).file != File::Absent,
+            Step::Stop(at) => {
+                model.daemon && !model.full && !model.host_broken && jail(*at).file != File::Absent
+            }
             Step::Start(at) => model.daemon && model.startable(*at),
             Step::Restart(at) => model.daemon && model.startable(*at) && runs(*at),
             Step::Reload | Step::KillDaemon | Step::EndDaemon => model.daemon,

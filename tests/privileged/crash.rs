@@ -153,3 +153,15 @@ fn a_record_that_cannot_be_read_refuses_its_own_jail_alone() {
     assert_eq!(machine.state_of("a"), "running");
     assert_eq!(machine.good(&["apply"]), "No changes.\n");
 }
+
+#[test]
+fn a_start_that_was_cut_before_its_first_record_leaves_nothing() {
+    let Some(machine) = Machine::new() else { return };
+    machine.jail("a", crate::apply::SLEEP);
+    machine.good(&["apply"]);
+    let cut = machine.run_dir().join("jails/b");
+    std::fs::create_dir(&cut).unwrap();
+    assert_eq!(machine.good(&["apply"]), "No changes.\n");
+    assert!(!cut.exists());
+    assert_eq!(machine.state_of("a"), "running");
+}

@@ -79,7 +79,8 @@ impl StateMachineTest for Site {
         let left: Vec<_> =
             std::fs::read_dir(site.machine.run_dir().join("jails")).unwrap().flatten().collect();
         if !left.is_empty() {
-            let files = |entry: &DirEntry| format!("{:?}: {:?}", entry.path(), editors::names(&entry.path()));
+            let files =
+                |entry: &DirEntry| format!("{}: {:?}", entry.path().display(), editors::names(&entry.path()));
             let left: Vec<String> = left.iter().map(files).collect();
             site.fail(&format!("the last apply leaves {left:?}"));
         }

@@ -98,10 +98,56 @@ pub enum LayerSource {
     Host,
     /// A copy of a directory.
     Directory(PathBuf),
-    /// An archive unpacked; `sha256` is checked while it is read.
-    Tar { path: PathBuf, sha256: Option<String> },
+    /// An archive unpacked; `sha256` is checked while it is read. Without `setuid` no file of it
+    /// keeps its set-id bits.
+    Tar { path: PathBuf, sha256: Option<String>, setuid: bool },
+    /// One layer of an image; what it deletes lies in the layers `below`, topmost first.
+    Image { archive: PathBuf, blob: Blob, setuid: bool, below: Vec<String> },
+    /// A Debian root, made by mmdebstrap or debootstrap.
+    Debootstrap(Debootstrap),
+    /// What lines, run in a jail on the layers below, have changed.
+    Build(Build),
     /// The copied (not rendered) part of a template's `files/`, sorted by target.
     Files(Vec<CopiedFile>),
+}
+
+/// What mmdebstrap(1) is asked for; every word was checked to be no option.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Debootstrap {
+    pub suite: String,
+    pub variant: Option<String>,
+    pub include: Vec<String>,
+    pub mirror: Option<String>,
+    /// By Debian's name; the host's own when absent.
+    pub arch: Option<String>,
+    pub components: Vec<String>,
+    pub keyring: Option<PathBuf>,
+}
+
+/// Lines that are run in a build jail.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Build {
+    /// Topmost first.
+    pub lower: Vec<String>,
+    pub host_usr: bool,
+    /// For sh(1), one after the other.
+    pub run: Vec<String>,
+    pub env: BTreeMap<String, String>,
+    /// The host's network, or none.
+    pub network: bool,
+    /// Milliseconds, for all of them.
+    pub timeout: u64,
+}
+
+/// One file of an image's archive or directory.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Blob {
+    /// The path inside of it.
+    pub name: PathBuf,
+    /// 64 lower-case hexadecimal digits, checked while it is read.
+    pub sha256: String,
+    /// Bytes, if the image says how many.
+    pub size: Option<u64>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]

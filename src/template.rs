@@ -14,21 +14,25 @@
 //! place of a link of that name in the base, so `files/bin/x` belongs in `files/usr/bin/x` where
 //! the base has `bin -> usr/bin`.
 
+pub mod image;
 mod parse;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 use serde_json::Value;
 use sha2::{Digest, Sha256};
 
-use crate::desired::{CopiedFile, CopiedKind, DesiredRoot, Layer, LayerSource, OnChange, RootFile};
+use crate::desired::{
+    Build, CopiedFile, CopiedKind, Debootstrap, DesiredRoot, Layer, LayerSource, OnChange, RootFile,
+};
 use crate::diagnostic::Diagnostic;
 use crate::etc;
 use crate::expression;
 use crate::jail::Jail;
 
+pub use image::{Image, Run};
 pub use parse::parse;
 
 /// The template that exists without a directory.
@@ -76,8 +80,13 @@ pub struct Template {
     pub base: Base,
     /// Where the base stands in `text`.
     pub base_span: Range<usize>,
-    /// What `root::layers::base_stamp` says about the base; set by `source` after parsing.
+    /// False: set-id bits in the base's archive are dropped.
+    pub setuid: bool,
+    /// What `root::layers::look` finds of the base; set by `source` after parsing.
     pub stamp: String,
+    /// Of an `oci` base, found likewise.
+    pub image: Option<Image>,
+    pub build: Option<Lines>,
     pub rendered: Vec<TemplateFile>,
     pub copied: Vec<CopiedFile>,
     /// Size, times and inodes of the copied files, part of their layer's name.
@@ -98,7 +107,28 @@ pub enum Base {
         /// 64 lower-case hexadecimal digits.
         sha256: Option<String>,
     },
+    /// An OCI layout, as a directory or a tar archive, or a docker archive.
+    Oci {
+        path: PathBuf,
+        /// Which image, where there are several.
+        reference: Option<String>,
+    },
+    Debootstrap {
+        wanted: Debootstrap,
+        /// Another one makes another layer.
+        version: String,
+    },
     Template(String),
+}
+
+/// `[build]`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Lines {
+    pub run: Vec<String>,
+    pub network: bool,
+    /// Sorted by name.
+    pub env: Vec<(String, String)>,
+    pub timeout_ms: u64,
 }
 
 /// A file of a template that each jail gets its own of.
@@ -125,7 +155,10 @@ impl Template {
             text: String::new(),
             base: Base::Host,
             base_span: 0..0,
+            setuid: true,
             stamp,
+            image: None,
+            build: None,
             rendered: Vec::new(),
             copied: Vec::new(),
             copied_stamp: String::new(),
@@ -153,8 +186,8 @@ pub fn root(
         return Ok(DesiredRoot { etc: etc::wanted(jail, |_| false), ..DesiredRoot::default() });
     };
     let chain = chain(templates, name).map_err(|wrong| vec![*wrong])?;
-    let layers = chain.iter().flat_map(|template| layers_of(template)).collect();
-    let host_usr = chain.last().is_some_and(|last| last.base == Base::Host);
+    let layers = layers_of(&chain);
+    let host_usr = host_usr(&chain);
     let files = render_all(&chain, variables)?;
     if host_usr {
         refuse_host_owned(&chain)?;
@@ -165,7 +198,7 @@ pub fn root(
 
 /// The layers of one template and its parents, topmost first.
 pub fn layers(templates: &BTreeMap<String, Template>, name: &str) -> Result<Vec<Layer>, Box<Diagnostic>> {
-    Ok(chain(templates, name)?.iter().flat_map(|template| layers_of(template)).collect())
+    Ok(layers_of(&chain(templates, name)?))
 }
 
 /// The template and its parents, itself first.
@@ -203,29 +236,106 @@ fn chain<'t>(
     Ok(chain)
 }
 
-fn layers_of(template: &Template) -> Vec<Layer> {
-    let mut layers = Vec::new();
-    if !template.copied.is_empty() {
-        let source = LayerSource::Files(template.copied.clone());
-        layers.push(Layer { id: id(&["files", &template.copied_stamp]), source });
+/// Topmost first; each may be named after those that it lies on.
+fn layers_of(chain: &[&Template]) -> Vec<Layer> {
+    let mut layers: VecDeque<Layer> = VecDeque::new();
+    for template in chain.iter().rev() {
+        add_base(template, &mut layers);
+        if let Some(lines) = &template.build {
+            add_build(lines, host_usr(chain), &mut layers);
+        }
+        if !template.copied.is_empty() {
+            let source = LayerSource::Files(template.copied.clone());
+            layers.push_front(Layer { id: id(&["files", &template.copied_stamp]), source });
+        }
     }
+    layers.into()
+}
+
+fn add_base(template: &Template, layers: &mut VecDeque<Layer>) {
     let stamp = template.stamp.as_str();
+    let setuid = template.setuid;
+    let mut add = |parts: &[&str], source| {
+        let parts: Vec<&str> = parts.iter().copied().chain((!setuid).then_some("nosuid")).collect();
+        layers.push_front(Layer { id: id(&parts), source });
+    };
     match &template.base {
-        Base::Host => layers.push(Layer { id: id(&["host", stamp]), source: LayerSource::Host }),
-        Base::Directory { path, version } => layers.push(Layer {
-            id: id(&["directory", &exact(path), version, stamp]),
-            source: LayerSource::Directory(path.clone()),
-        }),
-        Base::Tar { path, sha256 } => layers.push(Layer {
-            id: match sha256 {
-                Some(digest) => id(&["tar", digest]),
-                None => id(&["tar", &exact(path), stamp]),
-            },
-            source: LayerSource::Tar { path: path.clone(), sha256: sha256.clone() },
-        }),
+        Base::Host => add(&["host", stamp], LayerSource::Host),
+        Base::Directory { path, version } => {
+            add(&["directory", &exact(path), version, stamp], LayerSource::Directory(path.clone()));
+        }
+        Base::Tar { path, sha256 } => {
+            let source = LayerSource::Tar { path: path.clone(), sha256: sha256.clone(), setuid };
+            match sha256 {
+                Some(digest) => add(&["tar", digest], source),
+                None => add(&["tar", &exact(path), stamp], source),
+            }
+        }
+        Base::Debootstrap { wanted, version } => {
+            let Debootstrap { suite, variant, include, mirror, arch, components, keyring } = wanted;
+            let keyring = keyring.as_deref().map(exact);
+            let (include, components) = (include.join(","), components.join(","));
+            let or_none = |word: &Option<String>| word.clone().unwrap_or_default();
+            let (variant, mirror, arch) = (or_none(variant), or_none(mirror), or_none(arch));
+            let keyring = or_none(&keyring);
+            let words = [suite, &variant, &include, &mirror, &arch, &components, &keyring, version];
+            let parts: Vec<&str> = ["debootstrap"].into_iter().chain(words.map(String::as_str)).collect();
+            add(&parts, LayerSource::Debootstrap(wanted.clone()));
+        }
+        Base::Oci { path, .. } => add_image(template, path, layers),
         Base::Template(_) => {}
     }
-    layers
+}
+
+/// Whether a chain of templates stands on the host's own /usr.
+fn host_usr(chain: &[&Template]) -> bool {
+    chain.last().is_some_and(|last| last.base == Base::Host)
+}
+
+/// Named after what lies below, the lines and what they are given; not after the time they may take.
+fn add_build(lines: &Lines, host_usr: bool, layers: &mut VecDeque<Layer>) {
+    let lower: Vec<String> = layers.iter().map(|layer| layer.id.clone()).collect();
+    let count = |list: usize| list.to_string();
+    let (below, run) = (count(lower.len()), count(lines.run.len()));
+    let mut parts = vec!["build", if lines.network { "network" } else { "" }, &below];
+    parts.extend(lower.iter().map(String::as_str));
+    parts.push(&run);
+    parts.extend(lines.run.iter().map(String::as_str));
+    parts.extend(lines.env.iter().flat_map(|(name, value)| [name.as_str(), value.as_str()]));
+    let id = id(&parts);
+    let source = LayerSource::Build(Build {
+        lower,
+        host_usr,
+        run: lines.run.clone(),
+        env: lines.env.iter().cloned().collect(),
+        network: lines.network,
+        timeout: lines.timeout_ms,
+    });
+    layers.push_front(Layer { id, source });
+}
+
+/// As OCI's chain ids go: a layer's name holds those below, for what it deletes is theirs. Images
+/// that begin alike share what they begin with.
+fn add_image(template: &Template, archive: &Path, layers: &mut VecDeque<Layer>) {
+    for blob in template.image.iter().flat_map(|image| &image.layers) {
+        let below: Vec<String> = layers.iter().map(|layer| layer.id.clone()).collect();
+        let mut parts = vec!["image", &blob.sha256];
+        parts.extend((!template.setuid).then_some("nosuid"));
+        parts.extend(below.first().map(String::as_str));
+        let id = id(&parts);
+        let (archive, blob, setuid) = (archive.to_owned(), blob.clone(), template.setuid);
+        layers.push_front(Layer { id, source: LayerSource::Image { archive, blob, setuid, below } });
+    }
+}
+
+/// What the image at the bottom of a template's chain starts by itself, if there is one, and whose
+/// it is. An error when the chain is broken.
+pub fn run_of<'t>(
+    templates: &'t BTreeMap<String, Template>,
+    name: &str,
+) -> Result<Option<(&'t Template, &'t Run)>, Box<Diagnostic>> {
+    let bottom = chain(templates, name)?.pop();
+    Ok(bottom.and_then(|bottom| Some((bottom, &bottom.image.as_ref()?.run))))
 }
 
 /// `sha256-` and the digest of the parts, each with its length before it so that none runs into

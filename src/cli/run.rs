@@ -76,12 +76,7 @@ fn in_jail(host: &Host, wanted: &DesiredJail, first_id: u32, asked: &Run) -> Res
     let jail = &wanted.jail;
     let needs = Needs::of(jail);
     let parent = &host.config.cgroup;
-    let lower = wanted
-        .root
-        .layers
-        .iter()
-        .map(|layer| root::layers::ensure(&host.journal.paths.state, layer, &|_| ()))
-        .collect::<Result<Vec<_>>>()?;
+    let lower = host.layers(&wanted.root.layers, &|_| ())?;
     let link = network::spec(jail, &host.config);
     if let Some(link) = &link {
         network::ensure_bridge(

@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 
 use super::command::{Template, TemplateVerb};
 use super::{DONE, INVALID, Options, gc, output};
-use crate::desired::{Desired, Layer};
+use crate::desired::{Desired, Layer, LayerSource};
 use crate::execute::Host;
 use crate::template::{self, Base};
 use crate::{diagnostic, root, source, status};
@@ -74,6 +74,8 @@ fn base(base: &Base) -> String {
         Base::Host => "host".to_owned(),
         Base::Directory { path, .. } => format!("directory {}", path.display()),
         Base::Tar { path, .. } => format!("tar {}", path.display()),
+        Base::Oci { path, .. } => format!("oci {}", path.display()),
+        Base::Debootstrap { wanted, .. } => format!("debootstrap {}", wanted.suite),
         Base::Template(name) => format!("template {name}"),
     }
 }
@@ -140,7 +142,7 @@ fn build(options: &Options, name: &str) -> Result<i32> {
     for layer in layers.iter().rev() {
         let new = !root::layers::path(state, &layer.id).is_dir();
         if new {
-            build_one(options, state, name, layer)?;
+            build_one(options, &host, name, layer)?;
         }
         items
             .push(json!({ "id": layer.id, "new": new, "size": root::layers::disk_bytes(state, &layer.id)? }));
@@ -158,20 +160,35 @@ fn is_below(file: &Path, template: &str) -> bool {
     file.components().any(|part| part.as_os_str() == template)
 }
 
-/// Whoever looks on sees that it goes on, once it takes longer than a blink.
-fn build_one(options: &Options, state: &Path, name: &str, layer: &Layer) -> Result<()> {
-    if options.json || !std::io::stderr().is_terminal() {
-        return root::layers::ensure(state, layer, &|_| ()).map(drop);
+/// Whoever looks on sees that it goes on, once it takes longer than a blink; what programs say is
+/// shown as they say it.
+fn build_one(options: &Options, host: &Host, name: &str, layer: &Layer) -> Result<()> {
+    let one = std::slice::from_ref(layer);
+    let begun = std::time::Instant::now();
+    let talks = matches!(layer.source, LayerSource::Debootstrap(_) | LayerSource::Build(_));
+    if !std::io::stderr().is_terminal() {
+        let plain = |line: &str| {
+            if talks || begun.elapsed() > SILENCE {
+                eprintln!("{name}: {line}");
+            }
+        };
+        return host.layers(one, &plain).map(drop);
+    }
+    if options.json {
+        return host.layers(one, &|_| ()).map(drop);
     }
     let bar = ProgressBar::new_spinner();
     bar.set_style(ProgressStyle::with_template("{spinner} {prefix}: {wide_msg} {elapsed}")?);
     bar.set_prefix(name.to_owned());
-    let begun = std::time::Instant::now();
-    let built = root::layers::ensure(state, layer, &|line| {
-        if begun.elapsed() > SILENCE {
+    let built = host.layers(one, &|line| {
+        if talks || begun.elapsed() > SILENCE {
             bar.enable_steady_tick(TICK);
         }
-        bar.set_message(line.to_owned());
+        if talks {
+            bar.println(line);
+        } else {
+            bar.set_message(line.to_owned());
+        }
     });
     bar.finish_and_clear();
     built.map(drop)

@@ -78,6 +78,25 @@ impl Entry {
     }
 }
 
+/// The normal form of a value that no file of ours says, such as an image's; what looks like an
+/// expression in it is none.
+pub fn normal_form(key: &str, member: &str, value: RawValue) -> Result<Value, String> {
+    let key = crate::keys::find(key).ok_or_else(|| format!("`{key}` is no key"))?;
+    let source = Text::new(Path::new(""), "");
+    let mut report = Report::new(&source);
+    let raw = Raw { span: 0..0, value, expanded: true };
+    let value = walk::normal_form(key, member, &raw, &mut report);
+    match report.found.into_iter().next() {
+        Some(wrong) => Err(wrong.message),
+        None => value.ok_or_else(|| "it cannot be understood".to_owned()),
+    }
+}
+
+/// A string in such a value.
+pub fn text(word: &str) -> Raw {
+    Raw { span: 0..0, value: RawValue::Text(word.to_owned()), expanded: true }
+}
+
 /// Keys by their dotted name and member.
 pub type Entries = BTreeMap<(&'static str, String), Arc<Entry>>;
 

@@ -133,8 +133,16 @@ fn machine_id(text: &str) -> Checked {
     Err(Wrong::new(format!("`{text}` is not a machine id: 32 lower-case hexadecimal digits, not all 0")))
 }
 
-/// Numeric means numeric, within 32 bits and without the id that means "none".
+/// A user, and a group where one is named.
 fn user(text: &str) -> Checked {
+    match text.split_once(':') {
+        Some((user, group)) => Ok(format!("{}:{}", one_user(user)?, one_user(group)?)),
+        None => one_user(text),
+    }
+}
+
+/// Numeric means numeric, within 32 bits and without the id that means "none".
+fn one_user(text: &str) -> Checked {
     let numeric = text.starts_with(|c: char| c.is_ascii_digit());
     if numeric {
         let number = text.parse::<u32>().ok().filter(|id| *id < u32::MAX);
@@ -302,7 +310,7 @@ mod tests {
             (Word::Mac, "02:AB:00:00:00:01", "02:ab:00:00:00:01"),
             (Word::Network, "fd77:0::0010/64", "fd77::10/64"), (Word::Network, "10.0.0.0/31", "10.0.0.0/31"),
             (Word::Signal, "SIGUSR1", "USR1"), (Word::Signal, "RTMIN+3", "RTMIN+3"),
-            (Word::User, "33", "33"), (Word::User, "www-data", "www-data"),
+            (Word::User, "33", "33"), (Word::User, "www-data", "www-data"), (Word::User, "a:0", "a:0"),
             (Word::Capability, "!NET_RAW", "!NET_RAW"), (Word::MountOption, "size=64M", "size=64M"),
             (Word::Publish, "8080:80", "0.0.0.0:8080:80/tcp"), (Word::Ip, "FD77::1", "fd77::1"),
         ];
@@ -320,7 +328,7 @@ mod tests {
             (Word::CgroupPath, &["", "/a", "a//b", "..", "a/../b"]),
             (Word::HostName, &["", "-a", "a..b", "a b", "a."]),
             (Word::MachineId, &["0", "00000000000000000000000000000000", "A0000000000000000000000000000000"]),
-            (Word::User, &["", "-1", "4294967295", "01", "1x", "a b", "+1"]),
+            (Word::User, &["", "-1", "4294967295", "01", "1x", "a b", "+1", ":", "a:", ":0", "a:b:c"]),
             (Word::Signal, &["KILL", "NOPE", "RTMIN+99", "9"]),
             (Word::Interface, &["", "a/b", "sixteen-bytes-xx", "lo", "a b"]),
             (Word::Network, &["10.0.0.1", "10.0.0.0/24", "10.0.0.255/24", "127.0.0.1/8", "10.0.0.1/33", "::/64"]),

@@ -1,5 +1,6 @@
 //! Carries a plan out. Nothing is decided here, except to skip what depends on a failure.
 
+mod build;
 mod etc;
 pub mod hook;
 mod inside;

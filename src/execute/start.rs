@@ -277,8 +277,7 @@ fn root_spec(host: &Host, wanted: &DesiredJail, first_id: u32) -> Result<RootSpe
     if let Some(path) = &wanted.jail.path {
         return Ok(RootSpec::Directory { path: path.clone(), host_usr: false });
     }
-    let ensure = |layer| root::layers::ensure(&paths.state, layer, &|_| ());
-    let lower = wanted.root.layers.iter().map(ensure).collect::<Result<Vec<_>>>()?;
+    let lower = host.layers(&wanted.root.layers, &|_| crate::supervisor::progress())?;
     if wanted.jail.root.on_stop == OnStop::Discard {
         // A stop that was cut off, or a crash of the machine, may have left the last run's.
         root::discard(&paths.state, &wanted.jail.name)?;

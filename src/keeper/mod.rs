@@ -4,6 +4,7 @@
 //! Its starter talks to it over the socket it got as standard input, one JSON message a time; the
 //! jail lives on its own only after `Keep`, so a starter that dies half-way takes the jail along.
 
+pub mod build;
 pub mod create;
 mod log;
 pub mod root;

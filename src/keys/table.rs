@@ -88,7 +88,7 @@ pub const KEYS: &[Key] = &[
     key("exec.release", LINES, "[]", Cost::None, "sh(1) on the host",
         "Lines run on the host last of all, when nothing of the running jail is left."),
     key("exec.user", Kind::Text(Word::User), "root", Cost::Restart, "setgroups(2), setgid(2), setuid(2)",
-        "The user of the main process, by name or number, looked up in the jail's own passwd(5)."),
+        "The user of the main process, by name or number, looked up in the jail's own passwd(5); `user:group` names the group too."),
     key("exec.workdir", Kind::Text(Word::Path), "/", Cost::Restart, "chdir(2) inside",
         "The directory the main process starts in."),
     key("exec.env", Kind::StringMap, "PATH, HOME and the like only", Cost::Restart, "the environment of execve(2)",

@@ -110,7 +110,8 @@ fn missing(draft: &Draft, found: &mut Vec<Diagnostic>) {
         found.push(error.help("such as template = \"host\""));
     }
     let stays = written("persist") && !no(&draft.settings, "persist");
-    if !written("exec.command") && !written("exec.boot") && !stays {
+    let runs = written("exec.command") || written("exec.boot") || has(&draft.settings, "exec.command");
+    if !runs && !stays && !draft.template_unknown {
         let error = draft.error("exec.command", "this jail has nothing to run");
         found.push(error.help("set `exec.command` or `exec.boot`, or `persist = true`"));
     }

@@ -7,6 +7,7 @@ mod agree;
 mod clash;
 mod depend;
 mod expand;
+mod image;
 mod merge;
 
 use std::collections::BTreeMap;
@@ -61,6 +62,8 @@ struct Draft {
     variables: Value,
     jail: Option<Jail>,
     root: DesiredRoot,
+    /// Its template is absent or has errors: what an image in it would run is not known.
+    template_unknown: bool,
     /// The first error, whoever found it.
     broken: Option<String>,
 }
@@ -110,7 +113,7 @@ pub fn resolve(input: Input) -> (Desired, Vec<Diagnostic>) {
     let mut drafts: Vec<Draft> = Vec::with_capacity(input.definitions.len());
     for definition in input.definitions {
         let broken = first_errors.get(&definition.source.file).cloned();
-        drafts.push(draft(definition, broken, &input.host, &host, &mut found));
+        drafts.push(draft(definition, broken, (&input.host, &host), &input.templates, &mut found));
     }
     clash::check(&mut drafts, &host, &mut found);
     for draft in &mut drafts {
@@ -175,8 +178,8 @@ fn default_bridge() -> Bridge {
 fn draft(
     definition: RawDefinition,
     broken: Option<String>,
-    host: &RawHost,
-    config: &HostConfig,
+    (host, config): (&RawHost, &HostConfig),
+    templates: &BTreeMap<String, Template>,
     found: &mut Vec<Diagnostic>,
 ) -> Draft {
     let name = definition.name.clone();
@@ -190,11 +193,13 @@ fn draft(
         variables: Value::Null,
         jail: None,
         root: DesiredRoot::default(),
+        template_unknown: false,
         broken,
     };
     for diagnostic in expanded.found {
         draft.fault(diagnostic, found);
     }
+    defaults_of_image(&mut draft, templates, found);
     for diagnostic in agree::check(&mut draft, config) {
         draft.fault(diagnostic, found);
     }
@@ -209,6 +214,21 @@ fn draft(
         Err(_) => {}
     }
     draft
+}
+
+/// What an image starts by itself is below all that was said so far.
+fn defaults_of_image(draft: &mut Draft, templates: &BTreeMap<String, Template>, found: &mut Vec<Diagnostic>) {
+    let Some(name) = draft.settings.get("template").and_then(Value::as_str) else { return };
+    match template::run_of(templates, name) {
+        Ok(Some((template, run))) => {
+            for diagnostic in image::add(&mut draft.settings, template, run) {
+                draft.fault(diagnostic, found);
+            }
+        }
+        Ok(None) => {}
+        // Said where the root is made.
+        Err(_) => draft.template_unknown = true,
+    }
 }
 
 /// Fills in the root from the jail's template.

@@ -18,6 +18,66 @@ fn resolved(host: &str, jails: &[(&str, &str)]) -> (Desired, Vec<Diagnostic>) {
     resolve(input)
 }
 
+/// As above, with a template `image` whose image runs this.
+fn of_image(run: template::Run, host: &str, jail: &str) -> (Desired, Vec<Diagnostic>) {
+    let (definition, found) = parse(Path::new("web.toml"), jail);
+    let image = template::Image { layers: Vec::new(), run };
+    let base = template::Base::Oci { path: "image.tar".into(), reference: None };
+    let template = Template { base, image: Some(image), ..Template::host(String::new()) };
+    resolve(Input {
+        host: parse_host(Path::new("stockade.toml"), host).0,
+        definitions: definition.into_iter().collect(),
+        templates: [("image".to_owned(), template)].into(),
+        diagnostics: found,
+        complete: true,
+        ..Input::default()
+    })
+}
+
+fn image_run() -> template::Run {
+    let env = [("A", "{{ image }}"), ("B", "image"), ("not a name", "x")];
+    template::Run {
+        user: "33".into(),
+        workdir: "/srv".into(),
+        env: env.map(|(name, value)| (name.to_owned(), value.to_owned())).into(),
+        command: vec!["/bin/x".into(), "{{ y }}".into()],
+    }
+}
+
+#[test]
+fn an_images_own_words_are_defaults_below_all_others() {
+    let jail = |host: &str, text: &str| {
+        let (desired, found) = of_image(image_run(), host, &format!("template = \"image\"\n{text}"));
+        assert!(!diagnostic::has_errors(&found), "{found:?}");
+        desired.jails.into_values().next().expect("a good jail").jail
+    };
+    let bare = jail("", "");
+    assert_eq!(bare.exec.command, ["/bin/x", "{{ y }}"]);
+    assert_eq!(bare.exec.user.as_deref(), Some("33"));
+    assert_eq!(bare.exec.workdir.as_deref(), Some(Path::new("/srv")));
+    assert_eq!((&*bare.exec.env["A"], bare.exec.env.len()), ("{{ image }}", 2));
+    let own =
+        jail("[defaults.exec.env]\nB = \"host\"\n", "exec.command = [\"/own\"]\nexec.user = \"root\"\n");
+    assert_eq!((&*own.exec.command, own.exec.user.as_deref()), (&["/own".to_owned()][..], Some("root")));
+    assert_eq!(&*own.exec.env["B"], "host");
+    let booted = jail("", "exec.boot = \"/sbin/init\"\n");
+    assert_eq!((booted.exec.command.len(), booted.exec.user, booted.exec.workdir), (0, None, None));
+    assert!(jail("", "persist = true\n").exec.command.is_empty());
+}
+
+#[test]
+fn an_images_bad_word_counts_where_nobody_says_better() {
+    let bad = || template::Run { user: "a b:c".into(), ..image_run() };
+    let (desired, found) = of_image(bad(), "", "template = \"image\"\n");
+    assert!(desired.jails.is_empty());
+    assert!(found[0].message.contains("the image's own `exec.user`: `a b` is not a user name"), "{found:?}");
+    let (desired, found) = of_image(bad(), "", "template = \"image\"\nexec.user = \"33\"\n");
+    assert!(found.is_empty() && desired.jails.len() == 1, "{found:?}");
+    let silent = template::Run { command: Vec::new(), ..image_run() };
+    let (_, found) = of_image(silent, "", "template = \"image\"\n");
+    assert!(found[0].message.contains("nothing to run"), "{found:?}");
+}
+
 const LEAST: &str = "template = \"host\"\nexec.command = [\"/bin/true\"]\n";
 
 fn one(host: &str, more: &str) -> Jail {

@@ -6,16 +6,21 @@
 //! jail, 0 to 65,535, and only an idmapped mount gives them to a jail; the directory above is
 //! for the host's root alone, so setuid files in a layer are out of reach.
 
+mod architecture;
 pub(super) mod archive;
 pub(super) mod copied;
+mod debootstrap;
 mod host;
+mod image;
+pub mod program;
+mod stream;
 pub(super) mod tree;
 
 use std::collections::BTreeSet;
 use std::ffi::{OsStr, OsString};
 use std::fs::{self, File, OpenOptions};
 use std::io;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::thread;
@@ -24,8 +29,8 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, bail};
 use rustix::fs::{AtFlags, FileType, Mode};
 
-use super::removal;
-use crate::desired::{Layer, LayerSource};
+use super::{copy, removal};
+use crate::desired::{Blob, Build, Layer, LayerSource};
 use crate::sys::file;
 use crate::template::{Base, Template};
 use tree::{BUILD_TIME_MAX, Tree};
@@ -35,7 +40,21 @@ pub use host::stamp as host_stamp;
 /// Told what goes on while a layer is built, a line at a time.
 pub type Progress<'p> = &'p dyn Fn(&str);
 
+/// Runs the lines of a build: with the layers below, in a directory that holds `upper` and `work`.
+/// Gives the first of the ids that own what is in `upper` then.
+pub type Runner<'r> = &'r dyn Fn(&Build, &[PathBuf], &Path) -> anyhow::Result<u32>;
+
+/// What the making of layers needs.
+#[derive(Clone, Copy)]
+pub struct Site<'s> {
+    pub state: &'s Path,
+    pub progress: Progress<'s>,
+    pub run: Runner<'s>,
+}
+
 const BUILDING: &str = ".building-";
+/// Behind the name of a layer in the making: what is only needed meanwhile.
+const ASIDE: &str = "-aside";
 const LOCK: &str = ".lock-";
 /// How long to wait between two looks at another builder's lock.
 const LOCK_INTERVAL: Duration = Duration::from_millis(50);
@@ -49,9 +68,18 @@ pub fn path(state: &Path, id: &str) -> PathBuf {
     state.join("layers").join(id)
 }
 
-/// What stands for the base of `template` in the name of its layer, for `Template::stamp`. An
-/// archive with a declared digest is not looked at, nor is a parent.
-pub fn base_stamp(template: &Template) -> anyhow::Result<String> {
+/// Looks at the base of `template`, as far as the names of its layers need it.
+pub fn look(template: &mut Template) -> anyhow::Result<()> {
+    template.stamp = base_stamp(template)?;
+    if let Base::Oci { path, reference } = &template.base {
+        template.image = Some(image::look(path, reference.as_deref())?);
+    }
+    Ok(())
+}
+
+/// What stands for the base in the name of its layer. An archive with a declared digest is not
+/// looked at, nor is a parent.
+fn base_stamp(template: &Template) -> anyhow::Result<String> {
     let seen = |path: &Path| fs::metadata(path).with_context(|| format!("stat {}", path.display()));
     Ok(match &template.base {
         Base::Host => host_stamp(),
@@ -63,26 +91,40 @@ pub fn base_stamp(template: &Template) -> anyhow::Result<String> {
             let m = seen(path)?;
             format!("{} {}", m.dev(), m.ino())
         }
-        Base::Tar { .. } | Base::Template(_) => String::new(),
+        Base::Tar { .. } | Base::Oci { .. } | Base::Debootstrap { .. } | Base::Template(_) => String::new(),
     })
 }
 
-/// Gives the directory of `layer`, which is built now if it is not there yet.
-pub fn ensure(state: &Path, layer: &Layer, progress: Progress<'_>) -> anyhow::Result<PathBuf> {
-    let done = path(state, &layer.id);
-    if fs::symlink_metadata(&done).is_ok_and(|m| m.is_dir()) {
+/// Gives the directories of `layers`, topmost first as they come, and builds what is missing from
+/// the bottom up.
+pub fn ensure_all(site: Site<'_>, layers: &[Layer]) -> anyhow::Result<Vec<PathBuf>> {
+    let built = layers.iter().rev().map(|layer| ensure(site, layer));
+    let mut built = built.collect::<anyhow::Result<Vec<_>>>()?;
+    built.reverse();
+    Ok(built)
+}
+
+/// Gives the directory of `layer`, which is built now if it is not there yet; those that it needs
+/// below it are there.
+pub fn ensure(site: Site<'_>, layer: &Layer) -> anyhow::Result<PathBuf> {
+    let done = path(site.state, &layer.id);
+    if is_built(site.state, &layer.id) {
         return Ok(done);
     }
-    let layers = open_layers(state)?;
-    let lock = Lock::take(&state.join("layers"), &layer.id)?;
-    let is_built = fs::symlink_metadata(&done).is_ok_and(|m| m.is_dir());
-    let built = if is_built { Ok(()) } else { build(&layers, layer, progress) };
+    let layers = open_layers(site.state)?;
+    let lock = Lock::take(&site.state.join("layers"), &layer.id)?;
+    let was_built = is_built(site.state, &layer.id);
+    let built = if was_built { Ok(()) } else { build(&layers, layer, site) };
     lock.release();
     built.with_context(|| format!("build layer {}", layer.id))?;
-    if !is_built {
-        sweep(&state.join("layers"), &layers)?;
+    if !was_built {
+        sweep(&site.state.join("layers"), &layers)?;
     }
     Ok(done)
+}
+
+pub fn is_built(state: &Path, id: &str) -> bool {
+    fs::symlink_metadata(path(state, id)).is_ok_and(|found| found.is_dir())
 }
 
 /// Opens `layers/`, made if need be, for the host's root alone.
@@ -98,34 +140,89 @@ fn open_layers(state: &Path) -> anyhow::Result<OwnedFd> {
     Ok(opened)
 }
 
-fn build(layers: &OwnedFd, layer: &Layer, progress: Progress<'_>) -> anyhow::Result<()> {
+fn build(layers: &OwnedFd, layer: &Layer, site: Site<'_>) -> anyhow::Result<()> {
     let building = OsString::from(format!("{BUILDING}{}", layer.id));
-    removal::remove(layers, &building)?;
+    let aside = OsString::from(format!("{BUILDING}{}{ASIDE}", layer.id));
+    for name in [&building, &aside] {
+        removal::remove(layers, name)?;
+    }
     rustix::fs::mkdirat(layers, &building, Mode::from(0o755)).context("make directory")?;
-    let filled = fill(layers, &building, layer, progress);
+    let filled = fill(layers, &building, &aside, layer, site);
+    // The first error is the one to tell; what is left now goes before the next build.
+    let _ = removal::remove(layers, &aside);
     if filled.is_err() {
-        // The first error is the one to tell; what is left now goes before the next build.
         let _ = removal::remove(layers, &building);
     }
     filled
 }
 
-fn fill(layers: &OwnedFd, building: &OsStr, layer: &Layer, progress: Progress<'_>) -> anyhow::Result<()> {
+fn fill(
+    layers: &OwnedFd,
+    building: &OsStr,
+    aside: &OsStr,
+    layer: &Layer,
+    site: Site<'_>,
+) -> anyhow::Result<()> {
     let root = file::open_child(layers, building).context("open the new layer")?;
     // The umask must not reach the root of a layer.
     rustix::fs::fchmod(&root, Mode::from(0o755)).context("chmod the new layer")?;
-    let mut tree = Tree::new(root);
+    let mut filled = Tree::new(root);
+    let tree = &mut filled;
+    let progress = site.progress;
+    let make_aside = || -> anyhow::Result<PathBuf> {
+        rustix::fs::mkdirat(layers, aside, Mode::from(0o700)).context("make directory")?;
+        Ok(site.state.join("layers").join(aside))
+    };
     match &layer.source {
-        LayerSource::Host => host::build(&mut tree, progress)?,
-        LayerSource::Directory(path) => copied::directory(path, &mut tree, progress)?,
-        LayerSource::Tar { path, sha256 } => {
-            archive::unpack(path, sha256.as_deref(), &mut tree, progress)?;
+        LayerSource::Host => host::build(tree, progress)?,
+        LayerSource::Directory(path) => copied::directory(path, tree, progress)?,
+        LayerSource::Tar { path, sha256, setuid } => {
+            archive::unpack(path, sha256.as_deref(), *setuid, tree, progress)?;
         }
-        LayerSource::Files(files) => copied::files(files, &mut tree)?,
+        LayerSource::Image { archive, blob, setuid, below } => {
+            unpack_image(layers, (archive, blob), below, *setuid, tree, progress)?;
+        }
+        LayerSource::Debootstrap(wanted) => debootstrap::build(wanted, &make_aside()?, tree, progress)?,
+        LayerSource::Build(lines) => run_lines(lines, &make_aside()?, tree, site)?,
+        LayerSource::Files(files) => copied::files(files, tree)?,
     }
-    tree.finish()?;
+    filled.finish()?;
     rustix::fs::renameat(layers, building, layers, layer.id.as_str()).context("rename into place")?;
     rustix::fs::fsync(layers).context("sync the directory of layers")
+}
+
+/// What a build jail has changed, with the ids that it has inside.
+fn run_lines(lines: &Build, aside: &Path, tree: &mut Tree, site: Site<'_>) -> anyhow::Result<()> {
+    let lower: Vec<PathBuf> = lines.lower.iter().map(|id| path(site.state, id)).collect();
+    let from = (site.run)(lines, &lower, aside)?;
+    let upper = file::open_directory(&aside.join("upper")).context("open what was written")?;
+    let owners = copy::Owners::Shifted { from, to: 0 };
+    let deadline = tree.budget.deadline;
+    copy::tree(upper.as_fd(), tree.root(), owners, &|_| {
+        anyhow::ensure!(Instant::now() < deadline, "takes more than {} s", BUILD_TIME_MAX.as_secs());
+        Ok(())
+    })
+    .context("take over what was written")
+    .map(drop)
+}
+
+fn unpack_image(
+    layers: &OwnedFd,
+    (archive, blob): (&Path, &Blob),
+    below: &[String],
+    setuid: bool,
+    tree: &mut Tree,
+    progress: Progress<'_>,
+) -> anyhow::Result<()> {
+    let name = format!("{} {}", archive.display(), blob.name.display());
+    let rules = archive::Rules { name: &name, whiteouts: true, setuid };
+    stream::read(image::open(archive, blob)?, Some(&blob.sha256), |reader| {
+        archive::entries(reader, tree, rules, progress)
+    })
+    .with_context(|| format!("unpack {name}"))?;
+    let open =
+        |id: &String| file::open_child(layers, id.as_ref()).with_context(|| format!("open layer {id}"));
+    tree.lie_on(&below.iter().map(open).collect::<anyhow::Result<Vec<_>>>()?)
 }
 
 /// The lock of one layer's name; also kept by the kernel for no longer than its holder lives.
@@ -173,10 +270,16 @@ impl Lock {
     }
 }
 
+/// The layer that something is left of.
+fn building_id(name: &OsStr) -> Option<&str> {
+    let id = name.to_str()?.strip_prefix(BUILDING)?;
+    Some(id.strip_suffix(ASIDE).unwrap_or(id))
+}
+
 /// Removes what builders left that did not live to the end.
 fn sweep(path: &Path, layers: &OwnedFd) -> anyhow::Result<()> {
     for name in file::names(layers, LAYERS_MAX).context("list the layers")? {
-        let Some(id) = name.to_str().and_then(|name| name.strip_prefix(BUILDING)) else { continue };
+        let Some(id) = building_id(&name) else { continue };
         let Some(lock) = Lock::try_take(path, id)? else { continue };
         removal::remove(layers, &name)?;
         lock.release();
@@ -216,7 +319,7 @@ pub fn half_built(state: &Path) -> anyhow::Result<Vec<(String, u64)>> {
     let layers = open_layers(state)?;
     let mut found = Vec::new();
     for name in file::names(&layers, LAYERS_MAX).context("list the layers")? {
-        let Some(id) = name.to_str().and_then(|name| name.strip_prefix(BUILDING)) else { continue };
+        let Some(id) = building_id(&name) else { continue };
         let Some(lock) = Lock::try_take(&path, id)? else { continue };
         found.push((
             id.to_owned(),

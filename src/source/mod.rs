@@ -319,9 +319,8 @@ fn parse_template(texts: &TemplateTexts, input: &mut Input) {
     // A directory named `host` takes the place of the built-in template.
     input.templates.remove(&texts.name);
     if let Some(mut template) = template {
-        match layers::base_stamp(&template) {
-            Ok(stamp) => {
-                template.stamp = stamp;
+        match layers::look(&mut template) {
+            Ok(()) => {
                 input.templates.insert(texts.name.clone(), template);
             }
             Err(error) => {

@@ -2,7 +2,10 @@
 //!
 //! All that is wrong is reported, each at its place; a template with an error is not used at all.
 
-use std::borrow::Cow;
+mod base;
+mod build;
+mod debootstrap;
+
 use std::collections::BTreeMap;
 use std::ops::Range;
 use std::path::{Component, Path, PathBuf};
@@ -10,7 +13,7 @@ use std::path::{Component, Path, PathBuf};
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
-use super::{Base, EntryKind, Template, TemplateEntry, TemplateFile, exact, hex};
+use super::{EntryKind, Template, TemplateEntry, TemplateFile, exact};
 use crate::desired::{CopiedFile, CopiedKind, OnChange};
 use crate::diagnostic::{Diagnostic, did_you_mean};
 
@@ -20,8 +23,6 @@ const TARGET_BYTES_MAX: usize = 1024;
 const MOUNTED_OVER: &[&str] = &["/proc", "/sys", "/dev"];
 /// The largest id inside a jail, whose range holds 65,536.
 const ID_MAX: u32 = 65_535;
-/// Keys of `[base]`, of which exactly one says what the base is.
-const BASES: &[&str] = &["host", "directory", "tar", "template", "debootstrap", "oci"];
 const FILE_KEYS: &[&str] = &["source", "target", "mode", "owner", "group", "on_change"];
 
 type Table<'t> = DeTable<'t>;
@@ -41,19 +42,22 @@ pub fn parse(file: &Path, text: &str, entries: &[TemplateEntry]) -> (Option<Temp
     }
     let document = document.into_inner();
     reader.only(&document, &["base", "build", "file"]);
-    reader.build(&document);
+    let build = reader.build(&document);
     let base = reader.base(&document);
     let own = reader.files(&document, entries);
     let (rendered, copied, copied_stamp) = reader.tree(own, entries);
     let wrong = reader.wrong;
-    let (Some((base, base_span)), true) = (base, wrong.is_empty()) else { return (None, wrong) };
+    let (Some(base), true) = (base, wrong.is_empty()) else { return (None, wrong) };
     let template = Template {
         name: name(file),
         file: file.to_owned(),
         text: text.to_owned(),
-        base,
-        base_span,
+        base: base.base,
+        base_span: base.span,
+        setuid: base.setuid,
         stamp: String::new(),
+        image: None,
+        build,
         rendered,
         copied,
         copied_stamp,
@@ -114,94 +118,6 @@ impl Reader<'_> {
                 None
             }
         }
-    }
-
-    fn build(&mut self, document: &Table<'_>) {
-        let Some(build) = document.get("build") else { return };
-        let Some(table) = build.get_ref().as_table() else { return self.mismatch(build, "a table") };
-        self.only(table, &["run"]);
-        if let Some((key, _)) = table.get_key_value("run") {
-            self.at(key.span(), "`build.run` is not built in this version: layers are made without commands");
-        }
-    }
-
-    fn base(&mut self, document: &Table<'_>) -> Option<(Base, Range<usize>)> {
-        let Some(item) = document.get("base") else {
-            let wrong = Diagnostic::whole(self.file, "`[base]` is missing");
-            self.wrong.push(wrong.help("for example: [base] and below it: host = true"));
-            return None;
-        };
-        let Some(table) = item.get_ref().as_table() else {
-            self.mismatch(item, "a table");
-            return None;
-        };
-        let known: Vec<&str> = BASES.iter().copied().chain(["sha256", "version"]).collect();
-        self.only(table, &known);
-        let mut given = table.iter().filter(|(key, _)| BASES.contains(&key.get_ref().as_ref()));
-        let Some((key, value)) = given.next() else {
-            self.at(item.span(), "`[base]` says none of host, directory, tar and template");
-            return None;
-        };
-        if let Some((second, _)) = given.next() {
-            let message = format!("`[base]` has both `{}` and `{}`", key.get_ref(), second.get_ref());
-            self.at(second.span(), message);
-            return None;
-        }
-        self.qualifiers(table, key.get_ref());
-        let base = self.one_base(table, key, value)?;
-        Some((base, key.span().start..value.span().end))
-    }
-
-    /// `sha256` belongs to `tar`, `version` to `directory`.
-    fn qualifiers(&mut self, table: &Table<'_>, base: &str) {
-        for (qualifier, owner) in [("sha256", "tar"), ("version", "directory")] {
-            if let Some((key, _)) = table.get_key_value(qualifier)
-                && base != owner
-            {
-                self.at(key.span(), format!("`{qualifier}` goes with `{owner}`, not with `{base}`"));
-            }
-        }
-    }
-
-    fn one_base(&mut self, table: &Table<'_>, key: &Spanned<Cow<'_, str>>, value: &Item<'_>) -> Option<Base> {
-        match key.get_ref().as_ref() {
-            "host" if value.get_ref().as_bool() == Some(true) => Some(Base::Host),
-            "host" => {
-                self.at(value.span(), "`host` is either `true` or absent");
-                None
-            }
-            "directory" => {
-                let version = table.get("version").map_or(Some(String::new()), |item| self.string(item));
-                Some(Base::Directory { path: self.path(value)?, version: version? })
-            }
-            "tar" => {
-                let sha256 = match table.get("sha256") {
-                    Some(item) => Some(self.sha256(item)?),
-                    None => None,
-                };
-                Some(Base::Tar { path: self.path(value)?, sha256 })
-            }
-            "template" => self.string(value).map(Base::Template),
-            other => {
-                self.at(key.span(), format!("`base.{other}` is not built in this version"));
-                None
-            }
-        }
-    }
-
-    /// A path of the host; a relative one is below the template's directory.
-    fn path(&mut self, item: &Item<'_>) -> Option<PathBuf> {
-        let text = self.string(item)?;
-        Some(self.file.parent().unwrap_or(Path::new("")).join(text))
-    }
-
-    fn sha256(&mut self, item: &Item<'_>) -> Option<String> {
-        let text = self.string(item)?.to_ascii_lowercase();
-        if text.len() == hex(&[0; 32]).len() && text.bytes().all(|byte| byte.is_ascii_hexdigit()) {
-            return Some(text);
-        }
-        self.at(item.span(), "this has to be 64 hexadecimal digits");
-        None
     }
 
     fn files<'e>(&mut self, document: &Table<'_>, entries: &'e [TemplateEntry]) -> Own<'e> {

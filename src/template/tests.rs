@@ -64,11 +64,94 @@ fn what_is_wrong_is_said_at_its_place() {
     check_wrong("[base]\ntar = 3", &["2:7: this has to be a string, not integer"]);
     check_wrong("[base]\ntar = 'x'\nsha256 = 'zz'", &["3:10: this has to be 64"]);
     check_wrong("[base]\nhost = true\nsha256 = 'zz'", &["3:1: `sha256` goes with `tar`"]);
-    check_wrong("[base]\ndebootstrap = { suite = 'x' }", &["2:1: `base.debootstrap` is not built"]);
-    check_wrong("[base]\noci = 'x'", &["2:1: `base.oci` is not built"]);
-    check_wrong("[base]\nhost = true\n[build]\nrun = ['x']", &["4:1: `build.run` is not built"]);
+    check_wrong("[base]\noci = true", &["2:7: this has to be a string"]);
+    check_wrong("[base]\noci = 'x'\nsetuid = 'no'", &["3:10: this has to be true or false, not string"]);
+    check_wrong("[base]\noci = 'x'\nreference = 3", &["3:13: this has to be a string"]);
+    check_wrong(
+        "[base]\nhost = true\nreference = 'x'",
+        &["3:1: `reference` goes with `oci`, not with `host`"],
+    );
+    check_wrong("[base]\nhost = true\nsetuid = true", &["3:1: `setuid` goes with `tar` and `oci`, not"]);
     check_wrong("[base]\nhost = true\n[[fiel]]\n", &["3:3: unknown key `fiel` did you mean `file`?"]);
     check_wrong("[base]\nhost = = true\nb = [\n", &["2:8: ", "3:6: "]);
+}
+
+#[test]
+fn nothing_in_debootstrap_can_be_an_option() {
+    let base = |text: &str| good(FILE, &format!("[base]\ndebootstrap = {{ {text} }}\n"), &[]).base;
+    let text = "suite = 'trixie', variant = 'minbase', include = ['nginx', 'g++', 'libc6:i386'], arch = 'arm64',
+        mirror = 'https://deb.example.org/debian?x=1', components = ['main', 'non-free/x'], keyring = 'k.gpg'";
+    let text = text.replace('\n', " ");
+    let Base::Debootstrap { wanted, .. } = base(&text) else { panic!("another base") };
+    assert_eq!((wanted.include.len(), wanted.variant.as_deref()), (3, Some("minbase")));
+    assert_eq!(wanted.keyring.as_deref(), Some(Path::new("/etc/stockade/templates/web/k.gpg")));
+    let check = |text: &str, expect: &str| check_wrong(&format!("[base]\ndebootstrap = {text}"), &[expect]);
+    check("'trixie'", "2:15: this has to be a table such as");
+    check("{}", "2:15: `suite` is missing");
+    for suite in ["-x", "--hook=x", "a b", "a/../b", "$(x)", "a\\nb", "", "/etc"] {
+        check_wrong(&format!("[base]\ndebootstrap = {{ suite = \"{suite}\" }}"), &["2:25: this "]);
+    }
+    for (rest, expect) in [
+        ("variant = 'minimal'", "one of the variants apt, buildd"),
+        ("variant = 'custom'", "one of the variants"),
+        ("include = 'nginx'", "a list of strings"),
+        ("include = ['?essential']", "the name of a package"),
+        ("include = ['-x']", "the name of a package"),
+        ("include = ['a,b']", "the name of a package"),
+        ("include = ['./x.deb']", "the name of a package"),
+        ("mirror = 'ftp://x'", "a URL"),
+        ("mirror = 'deb http://x x main'", "a URL"),
+        ("mirror = 'http://'", "a URL"),
+        ("mirror = 'http://x\"y'", "a URL"),
+        ("mirror = '/etc/shadow'", "a URL"),
+        ("arch = '--x'", "an architecture"),
+        ("components = ['-x']", "a component"),
+        ("hook = 'x'", "unknown key `hook`"),
+        ("keyring = 3", "this has to be a string"),
+    ] {
+        check(&format!("{{ suite = 'x', {rest} }}"), expect);
+    }
+    check_wrong("[base]\nhost = true\nversion = '1'", &["`version` goes with `directory` and `debootstrap`"]);
+}
+
+#[test]
+fn what_is_run_in_a_build_is_checked() {
+    let check =
+        |text: &str, expect: &str| check_wrong(&format!("[base]\nhost = true\n[build]\n{text}"), &[expect]);
+    check("network = true", "3:1: `run` is missing");
+    check("run = 'x'", "4:7: this has to be a list of lines");
+    check("run = []", "4:7: this has to be 1 to 100 lines");
+    check("run = ['x', ' ']", "4:13: a line has 1 to");
+    check("run = ['x']\nnetwork = 'yes'", "5:11: this has to be true or false");
+    check("run = ['x']\nenv = { '1' = 'x' }", "5:9: `1` is not the name");
+    check("run = ['x']\nenv = ['x']", "5:7: this has to be a table");
+    check("run = ['x']\ntimeout = '0s'", "5:11: a build may take");
+    check("run = ['x']\ntimeout = '3 weeks'", "5:11: ");
+    check("run = ['x']\ntimeuot = '3s'", "did you mean `timeout`?");
+}
+
+#[test]
+fn a_build_is_named_by_what_it_stands_on_and_runs() {
+    let id = |base: &str, build: &str| {
+        let all = templates(&[("b", &format!("[base]\n{base}\n[build]\n{build}"), &entries())]);
+        let layers = layers(&all, "b").expect("good");
+        assert!(matches!(layers[1].source, LayerSource::Build(_)), "files lie over the build");
+        layers[1].id.clone()
+    };
+    let same = id("host = true", "run = ['a', 'b']");
+    assert_eq!(same, id("host = true", "run = ['a', 'b']\ntimeout = '5s'\nnetwork = false"));
+    let other = [
+        id("host = true", "run = ['a b']"),
+        id("host = true", "run = ['b', 'a']"),
+        id("host = true", "run = ['a', 'b']\nnetwork = true"),
+        id("host = true", "run = ['a', 'b']\nenv = { A = 'b' }"),
+        id("host = true", "run = ['a']\nenv = { b = '' }"),
+        id("template = 'host'", "run = ['a']"),
+        id("debootstrap = { suite = 'a' }", "run = ['a', 'b']"),
+        id("debootstrap = { suite = 'a' }\nversion = '2'", "run = ['a', 'b']"),
+    ];
+    let all: BTreeSet<&String> = other.iter().chain([&same]).collect();
+    assert_eq!(all.len(), 9);
 }
 
 #[test]

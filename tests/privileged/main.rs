@@ -4,11 +4,13 @@
 //! root a test says aloud that it is skipped, and with `STOCKADE_TEST_MUST_RUN=1` it fails.
 
 mod apply;
+mod builds;
 mod cp;
 mod crash;
 mod daemon;
 mod faults;
 mod hooks;
+mod images;
 mod leak;
 mod life;
 mod limits;

@@ -4,7 +4,7 @@
 use std::ffi::OsStr;
 
 use anyhow::{Context, bail, ensure};
-use rustix::fs::{Gid, Stat, Uid};
+use rustix::fs::{FileType, Gid, Stat, Uid};
 
 use crate::sys::namespace::IDS;
 
@@ -37,6 +37,11 @@ pub enum Owners {
 
 impl Owners {
     pub fn of(self, stat: &Stat) -> anyhow::Result<(Uid, Gid)> {
+        // The kernel makes whiteouts as the mount's owner, the host's root, and they stay his.
+        let is_whiteout = FileType::from_raw_mode(stat.st_mode).is_char_device() && stat.st_rdev == 0;
+        if is_whiteout && stat.st_uid == 0 && self.id(0).is_err() {
+            return Ok((Uid::ROOT, Gid::ROOT));
+        }
         let uid = self.id(stat.st_uid).context("its user")?;
         let gid = self.id(stat.st_gid).context("its group")?;
         Ok((Uid::from_raw(uid), Gid::from_raw(gid)))

@@ -9,117 +9,127 @@
 pub mod entry;
 mod pax;
 
-use std::cell::RefCell;
+use std::ffi::OsStr;
 use std::fs::File;
-use std::io::{self, BufRead, BufReader, Read};
+use std::io::{self, Read};
+use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
-use std::rc::Rc;
 
 use anyhow::{Context, ensure};
-use flate2::bufread::MultiGzDecoder;
-use liblzma::bufread::XzDecoder;
-use liblzma::stream::{CONCATENATED, Stream};
-use sha2::{Digest, Sha256};
 
-use super::Progress;
 use super::tree::Tree;
-use crate::template::hex;
+use super::{Progress, stream};
 use entry::Keep;
 
-/// Memory an xz archive may ask for; `xz -9` asks for 65 MiB.
-const XZ_MEMORY_MAX: u64 = 256 << 20;
-/// The base-2 logarithm of the window a zstd archive may ask for, 128 MiB; `zstd -19` asks for 8 MiB.
-const ZSTD_WINDOW_LOG_MAX: u32 = 27;
 /// Entries between two lines of progress.
 const PROGRESS_EVERY: u64 = 5_000;
 /// Attributes of overlayfs in their unprivileged spelling.
 const OVERLAY_ATTRIBUTES: &str = "user.overlay.";
+/// How OCI layers name what is not there any more, and directories with nothing from below.
+const WHITEOUT: &[u8] = b".wh.";
+const OPAQUE: &[u8] = b".wh..wh..opq";
+/// Left over from the file system that these names come from.
+const OWN_OF_AUFS: &[u8] = b".wh..wh.";
+
+/// How an archive is taken.
+#[derive(Clone, Copy, Debug)]
+pub struct Rules<'a> {
+    /// What progress calls it.
+    pub name: &'a str,
+    /// It is a layer of an image, whose names that begin with `.wh.` take away.
+    pub whiteouts: bool,
+    /// Files keep their set-id bits.
+    pub setuid: bool,
+}
 
 /// Unpacks the archive at `path`; with `sha256`, its bytes must have that digest.
 pub fn unpack(
     path: &Path,
     sha256: Option<&str>,
+    setuid: bool,
     tree: &mut Tree,
     progress: Progress<'_>,
 ) -> anyhow::Result<()> {
     let file = File::open(path).with_context(|| format!("open {}", path.display()))?;
-    ensure!(file.metadata()?.is_file(), "{} is not a regular file", path.display());
-    let digest = Rc::new(RefCell::new(Sha256::new()));
-    let mut source = Digesting { file, wanted: sha256.is_some(), digest: Rc::clone(&digest) };
-    let reader = decoder(BufReader::with_capacity(1 << 16, source.share()?))?;
-    entries(reader, tree, path, progress).with_context(|| format!("unpack {}", path.display()))?;
-    let Some(wanted) = sha256 else { return Ok(()) };
-    // What lies behind the archive's end belongs to the digest too.
-    io::copy(&mut source, &mut io::sink()).with_context(|| format!("read {}", path.display()))?;
-    let found = hex(&digest.borrow_mut().finalize_reset());
-    ensure!(wanted == found, "{} has the sha256 {found}, and should have {wanted}", path.display());
-    Ok(())
+    let found = file.metadata().with_context(|| format!("stat {}", path.display()))?;
+    ensure!(found.is_file(), "{} is not a regular file", path.display());
+    let name = path.display().to_string();
+    let rules = Rules { name: &name, whiteouts: false, setuid };
+    stream::read(file.take(found.len()), sha256, |reader| entries(reader, tree, rules, progress))
+        .with_context(|| format!("unpack {name}"))
 }
 
-/// A file whose bytes are digested as they are read, if anybody wants that: it costs more than
-/// all the rest of an unpacking. Shares its place in the file.
-struct Digesting {
-    file: File,
-    wanted: bool,
-    digest: Rc<RefCell<Sha256>>,
-}
-
-impl Digesting {
-    fn share(&self) -> anyhow::Result<Self> {
-        let file = self.file.try_clone().context("duplicate a descriptor")?;
-        Ok(Self { file, wanted: self.wanted, digest: Rc::clone(&self.digest) })
-    }
-}
-
-impl Read for Digesting {
-    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        let count = self.file.read(buffer)?;
-        if self.wanted {
-            self.digest.borrow_mut().update(&buffer[..count]);
-        }
-        Ok(count)
-    }
-}
-
-/// Chooses by the first bytes, not by the name.
-fn decoder(mut file: BufReader<Digesting>) -> anyhow::Result<Box<dyn Read>> {
-    let head = file.fill_buf().context("read the archive")?;
-    if head.starts_with(&[0x1f, 0x8b]) {
-        return Ok(Box::new(MultiGzDecoder::new(file)));
-    }
-    if head.starts_with(&[0xfd, b'7', b'z', b'X', b'Z', 0]) {
-        let stream = Stream::new_stream_decoder(XZ_MEMORY_MAX, CONCATENATED).context("start xz")?;
-        return Ok(Box::new(XzDecoder::new_stream(file, stream)));
-    }
-    if head.starts_with(&[0x28, 0xb5, 0x2f, 0xfd]) {
-        let mut decoder = zstd::Decoder::with_buffer(file).context("start zstd")?;
-        decoder.window_log_max(ZSTD_WINDOW_LOG_MAX).context("limit zstd")?;
-        return Ok(Box::new(decoder));
-    }
-    Ok(Box::new(file))
-}
-
-fn entries(
-    reader: Box<dyn Read>,
+/// Unpacks the entries of an archive that comes as a stream.
+pub fn entries(
+    reader: &mut dyn Read,
     tree: &mut Tree,
-    path: &Path,
+    rules: Rules<'_>,
     progress: Progress<'_>,
 ) -> anyhow::Result<()> {
     let (mut done, mut left_out) = (0_u64, 0_u64);
+    let keep = Keep { set_id: rules.setuid, ..LAYER };
+    let reader: entry::Source<'_> =
+        if rules.whiteouts { Box::new(Padded { inner: reader, count: 0 }) } else { Box::new(reader) };
     let count = entry::each(reader, &mut |item| {
-        let path_in_tree = item.path.clone();
-        left_out += u64::from(!item.lay(&path_in_tree, tree, LAYER)?);
+        let path = item.path.clone();
+        if rules.whiteouts && takes_away(&path) {
+            whiteout(&path, tree)?;
+        } else {
+            left_out += u64::from(!item.lay(&path, tree, keep)?);
+        }
         done += 1;
         if done.is_multiple_of(PROGRESS_EVERY) {
-            progress(&format!("{}: {done} entries", path.display()));
+            progress(&format!("{}: {done} entries", rules.name));
         }
         Ok(())
     })?;
-    ensure!(count > 0, "there is no entry in it: not a tar archive");
+    // A layer of an image may change nothing.
+    ensure!(count > 0 || rules.whiteouts, "there is no entry in it: not a tar archive");
     if left_out > 0 {
-        progress(&format!("{}: {left_out} device nodes, FIFOs and the like are left out", path.display()));
+        progress(&format!("{}: {left_out} device nodes, FIFOs and the like are left out", rules.name));
     }
     Ok(())
+}
+
+fn takes_away(path: &Path) -> bool {
+    path.file_name().is_some_and(|name| name.as_bytes().starts_with(WHITEOUT))
+}
+
+/// The entry only speaks of its directory: what it holds itself is passed over.
+fn whiteout(path: &Path, tree: &mut Tree) -> anyhow::Result<()> {
+    let name = path.file_name().unwrap_or_default().as_bytes();
+    let directory = path.parent().unwrap_or(Path::new(""));
+    if name == OPAQUE {
+        return tree.opaque(directory);
+    }
+    if name.starts_with(OWN_OF_AUFS) {
+        return tree.budget.entry();
+    }
+    let hidden = OsStr::from_bytes(&name[WHITEOUT.len()..]);
+    ensure!(!hidden.is_empty() && hidden != "." && hidden != "..", "it takes away what cannot have a name");
+    tree.whiteout(&directory.join(hidden))
+}
+
+/// Fills the last block of a stream with zeros: tools that make images leave that out, and their
+/// readers do not mind. What is missing otherwise, the image's digest shows.
+struct Padded<'r> {
+    inner: &'r mut dyn Read,
+    count: u64,
+}
+
+impl Read for Padded<'_> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let count = self.inner.read(buffer)?;
+        self.count += count as u64;
+        if count > 0 || buffer.is_empty() {
+            return Ok(count);
+        }
+        let missing = self.count.next_multiple_of(pax::BLOCK as u64) - self.count;
+        let most = buffer.len().min(usize::try_from(missing).unwrap_or(0));
+        buffer[..most].fill(0);
+        self.count += most as u64;
+        Ok(most)
+    }
 }
 
 /// What a layer keeps of an entry.

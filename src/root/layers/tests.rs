@@ -5,6 +5,12 @@ use super::*;
 use crate::desired::{CopiedFile, CopiedKind};
 use crate::root::is_root;
 
+/// Without builds, which take a host.
+pub fn ensure(state: &Path, layer: &Layer, progress: Progress<'_>) -> anyhow::Result<PathBuf> {
+    let none = |_: &Build, _: &[PathBuf], _: &Path| anyhow::bail!("there is no host here");
+    super::ensure(Site { state, progress, run: &none }, layer)
+}
+
 fn layer(digit: char, source: LayerSource) -> Layer {
     Layer { id: format!("sha256-{}", digit.to_string().repeat(64)), source }
 }

@@ -2,6 +2,8 @@
 //! cost is bounded. It is a fresh one that nobody else writes to, or one that is in use, of which
 //! each entry is replaced at once and no directory changes.
 
+mod below;
+
 use std::ffi::{OsStr, OsString};
 use std::fs::File;
 use std::io::{self, Read};
@@ -15,6 +17,7 @@ use rustix::io::Errno;
 
 use crate::root::files;
 use crate::sys::file;
+use below::Below;
 
 /// Entries of one layer.
 pub const ENTRIES_MAX: u64 = 2_000_000;
@@ -106,12 +109,21 @@ pub struct Tree {
     last: Option<(PathBuf, OwnedFd)>,
     /// Directories get their times last, for each entry made in them changes these.
     directories: Vec<(PathBuf, (i64, u32))>,
+    /// What it has to say of the layers below it.
+    below: Below,
 }
 
 impl Tree {
     /// `root` is an empty directory that nobody else writes to.
     pub fn new(root: OwnedFd) -> Self {
-        Self { root, budget: Budget::default(), in_use: false, last: None, directories: Vec::new() }
+        Self {
+            root,
+            budget: Budget::default(),
+            in_use: false,
+            last: None,
+            directories: Vec::new(),
+            below: Below::default(),
+        }
     }
 
     /// `root` is a directory that others may use, and write to, while it is filled.
@@ -398,6 +410,7 @@ impl Tree {
             .with_context(|| format!("make directory {}", directory.display()))?;
         let made = file::open_child(&above, name)?;
         own(&made, Metadata { mode: 0o755, ..Metadata::default() })?;
+        self.below.implied.push(directory.to_owned());
         Ok(made)
     }
 

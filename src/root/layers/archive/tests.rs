@@ -1,5 +1,7 @@
 //! Archives made here, hostile ones too, unpacked through `ensure` as a jail's start does it.
 
+use crate::template::hex;
+use sha2::{Digest, Sha256};
 use std::collections::BTreeMap;
 use std::fs;
 use std::io::Write as _;
@@ -77,8 +79,8 @@ impl Place {
         let path = self.directory.path().join("base.tar");
         fs::write(&path, bytes)?;
         let id = format!("sha256-{}", hex(&Sha256::digest(bytes)));
-        let layer = Layer { id, source: LayerSource::Tar { path, sha256 } };
-        layers::ensure(&self.directory.path().join("state"), &layer, &|line| eprintln!("{line}"))
+        let layer = Layer { id, source: LayerSource::Tar { path, sha256, setuid: true } };
+        layers::tests::ensure(&self.directory.path().join("state"), &layer, &|line| eprintln!("{line}"))
     }
 
     /// Nothing outside was made, changed or removed.

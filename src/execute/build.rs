@@ -1,0 +1,137 @@
+//! `[build]` of templates: lines run in a jail of their own, under the full profile, whose writes
+//! become a layer.
+
+use std::collections::BTreeMap;
+use std::os::fd::{AsFd, AsRawFd};
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, anyhow};
+use rustix::fs::OFlags;
+
+use super::Host;
+use crate::desired::{Build, DesiredJail, DesiredRoot, EtcFile, Layer};
+use crate::jail::{Jail, JailName, Settings};
+use crate::journal::{ids, make_directory};
+use crate::keeper::build::BUILDER_NAME;
+use crate::limits::{Cgroup, Needs};
+use crate::root::layers::program::Program;
+use crate::root::layers::{self, Progress, Site};
+use crate::spec::{RootSpec, Spec, Writes};
+use crate::sys::{file, socket};
+use crate::{security, spec};
+
+/// Digits of the layer's name in the jail's.
+const DIGITS: usize = 12;
+
+impl Host {
+    /// The directories of `layers`, topmost first; what is missing is made now.
+    pub fn layers(&self, layers: &[Layer], progress: Progress<'_>) -> Result<Vec<PathBuf>> {
+        let run = |lines: &Build, lower: &[PathBuf], aside: &Path| run(self, lines, lower, aside, progress);
+        let site = Site { state: &self.journal.paths.state, progress, run: &run };
+        layers::ensure_all(site, layers)
+    }
+}
+
+/// Runs the lines in a jail that writes to `aside`, and gives the first id of what it wrote.
+fn run(host: &Host, lines: &Build, lower: &[PathBuf], aside: &Path, progress: Progress<'_>) -> Result<u32> {
+    let slot = ids::slot(&host.journal.paths.state, host.config.ids)?;
+    let first_id = ids::first(host.config.ids, slot.number);
+    let wanted = wanted(lines, aside)?;
+    let jail = &wanted.jail;
+    let (upper, work) = (aside.join("upper"), aside.join("work"));
+    make_directory(&upper, 0o755)?;
+    make_directory(&work, 0o700)?;
+    std::os::unix::fs::chown(&upper, Some(first_id), Some(first_id))
+        .context("chown the build's directory")?;
+    let spec = Spec {
+        instance: super::instance(&jail.name),
+        paths: host.journal.paths.clone(),
+        cgroup_base: host.hierarchies.base().to_owned(),
+        cgroup_parent: host.config.cgroup.clone(),
+        first_id,
+        root: RootSpec::Overlay {
+            lower: lower.to_vec(),
+            writes: Writes::Kept { upper: upper.clone(), work },
+            host_usr: lines.host_usr,
+        },
+        etc: super::etc_files(&wanted, None)?,
+        network: None,
+        profile: security::profile(jail).map_err(|refusals| super::refused(&refusals))?,
+        stdio: spec::Stdio::Inherit,
+        jail: jail.clone(),
+    };
+    in_jail(host, &spec, Duration::from_millis(lines.timeout), progress)?;
+    if lines.network {
+        forget_name_servers(&upper)?;
+    }
+    Ok(first_id)
+}
+
+fn in_jail(host: &Host, spec: &Spec, limit: Duration, progress: Progress<'_>) -> Result<()> {
+    let (jail, parent) = (&spec.jail, &host.config.cgroup);
+    let needs = Needs::of(jail);
+    let cgroup = Cgroup::create(&host.hierarchies, parent, jail.name.as_str(), &jail.limits, &needs)?;
+    let ran = start(host, spec, limit).and_then(|program| program.finish(progress));
+    let removed = cgroup.kill_all().and_then(|()| cgroup.remove());
+    ran.and(removed)
+}
+
+/// The process beside the jail, with the lines' output as its own.
+fn start(host: &Host, spec: &Spec, limit: Duration) -> Result<Program> {
+    let (ours, theirs) = socket::pair()?;
+    let mut command = Command::new(format!("/proc/self/fd/{}", host.program.as_raw_fd()));
+    command.arg0(BUILDER_NAME).env_clear().current_dir("/").stdin(Stdio::from(theirs));
+    let program = Program::start_talking(command, "build", Instant::now() + limit)?;
+    let message = serde_json::to_vec(spec).context("write the specification")?;
+    socket::send(ours.as_fd(), &message, &[])?;
+    Ok(program)
+}
+
+/// The jail as if it were defined: the lines are its `exec.start`, and the last one its command.
+fn wanted(lines: &Build, aside: &Path) -> Result<DesiredJail> {
+    let digest = aside.file_name().unwrap_or_default().to_string_lossy();
+    let digits: String = digest.chars().skip_while(|c| *c != '-').skip(1).take(DIGITS).collect();
+    let name = JailName::new(&format!("build-{digits}")).map_err(|error| anyhow!(error))?;
+    let (last, first) = lines.run.split_last().context("a build without a line")?;
+    let settings = Settings::from([
+        ("template".to_owned(), "build".into()),
+        ("exec.start".to_owned(), first.to_vec().into()),
+        ("exec.command".to_owned(), ["/bin/sh", "-c", last.as_str()].to_vec().into()),
+        ("exec.env".to_owned(), serde_json::to_value(environment(lines)).context("write the environment")?),
+        ("exec.timeout".to_owned(), lines.timeout.into()),
+        ("network.mode".to_owned(), if lines.network { "inherit" } else { "none" }.into()),
+        ("allow.host_network".to_owned(), lines.network.into()),
+    ]);
+    let jail = Jail::from_settings(&name, &settings).map_err(anyhow::Error::msg)?;
+    let etc = if lines.network { vec![EtcFile::ResolvConf] } else { Vec::new() };
+    let root = DesiredRoot { etc, host_usr: lines.host_usr, ..DesiredRoot::default() };
+    Ok(DesiredJail { file: PathBuf::new(), settings, jail, root })
+}
+
+/// Nobody is there to answer a question.
+fn environment(lines: &Build) -> BTreeMap<String, String> {
+    let mut env = BTreeMap::from([("DEBIAN_FRONTEND".to_owned(), "noninteractive".to_owned())]);
+    env.extend(lines.env.clone());
+    env
+}
+
+/// The host's name servers were lent to the build, and are no part of the layer.
+fn forget_name_servers(upper: &Path) -> Result<()> {
+    let upper = file::open_directory(upper).context("open what was written")?;
+    match file::open_inside(
+        upper.as_fd(),
+        Path::new("etc"),
+        OFlags::DIRECTORY | OFlags::NOFOLLOW,
+        file::INSIDE,
+    ) {
+        // A build that has removed it, or put something else there, has none.
+        Err(_) => Ok(()),
+        Ok(etc) => match rustix::fs::unlinkat(&etc, "resolv.conf", rustix::fs::AtFlags::empty()) {
+            Ok(()) | Err(rustix::io::Errno::NOENT | rustix::io::Errno::ISDIR) => Ok(()),
+            Err(error) => Err(error).context("remove etc/resolv.conf"),
+        },
+    }
+}

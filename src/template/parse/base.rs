@@ -1,0 +1,127 @@
+//! `[base]`: what a template stands on, and what goes with each kind.
+
+use std::borrow::Cow;
+use std::ops::Range;
+use std::path::{Path, PathBuf};
+
+use toml::Spanned;
+
+use super::{Item, Reader, Table};
+use crate::diagnostic::Diagnostic;
+use crate::template::{Base, hex};
+
+/// Keys of `[base]`, of which exactly one says what the base is.
+const BASES: &[&str] = &["host", "directory", "tar", "template", "debootstrap", "oci"];
+/// The other keys of `[base]`, and the bases they go with.
+const QUALIFIERS: &[(&str, &[&str])] = &[
+    ("sha256", &["tar"]),
+    ("version", &["directory", "debootstrap"]),
+    ("reference", &["oci"]),
+    ("setuid", &["tar", "oci"]),
+];
+
+/// `[base]` as it was understood.
+pub struct Found {
+    pub base: Base,
+    pub span: Range<usize>,
+    pub setuid: bool,
+}
+
+impl Reader<'_> {
+    pub fn base(&mut self, document: &Table<'_>) -> Option<Found> {
+        let Some(item) = document.get("base") else {
+            let wrong = Diagnostic::whole(self.file, "`[base]` is missing");
+            self.wrong.push(wrong.help("for example: [base] and below it: host = true"));
+            return None;
+        };
+        let Some(table) = item.get_ref().as_table() else {
+            self.mismatch(item, "a table");
+            return None;
+        };
+        let known: Vec<&str> = BASES.iter().chain(QUALIFIERS.iter().map(|(key, _)| key)).copied().collect();
+        self.only(table, &known);
+        let mut given = table.iter().filter(|(key, _)| BASES.contains(&key.get_ref().as_ref()));
+        let Some((key, value)) = given.next() else {
+            self.at(item.span(), format!("`[base]` says none of {}", BASES.join(", ")));
+            return None;
+        };
+        if let Some((second, _)) = given.next() {
+            let message = format!("`[base]` has both `{}` and `{}`", key.get_ref(), second.get_ref());
+            self.at(second.span(), message);
+            return None;
+        }
+        self.qualifiers(table, key.get_ref());
+        let setuid = table.get("setuid").map_or(Some(true), |item| self.boolean(item));
+        let base = self.one_base(table, key, value)?;
+        Some(Found { base, span: key.span().start..value.span().end, setuid: setuid? })
+    }
+
+    fn qualifiers(&mut self, table: &Table<'_>, base: &str) {
+        for (qualifier, owners) in QUALIFIERS {
+            if let Some((key, _)) = table.get_key_value(*qualifier)
+                && !owners.contains(&base)
+            {
+                let owners = owners.join("` and `");
+                self.at(key.span(), format!("`{qualifier}` goes with `{owners}`, not with `{base}`"));
+            }
+        }
+    }
+
+    fn one_base(&mut self, table: &Table<'_>, key: &Spanned<Cow<'_, str>>, value: &Item<'_>) -> Option<Base> {
+        let mut other = |key: &str| match table.get(key) {
+            Some(item) => self.string(item).map(Some),
+            None => Some(None),
+        };
+        match key.get_ref().as_ref() {
+            "host" if value.get_ref().as_bool() == Some(true) => Some(Base::Host),
+            "host" => {
+                self.at(value.span(), "`host` is either `true` or absent");
+                None
+            }
+            "directory" => {
+                let version = other("version");
+                Some(Base::Directory { path: self.path(value)?, version: version?.unwrap_or_default() })
+            }
+            "tar" => {
+                let sha256 = match table.get("sha256") {
+                    Some(item) => Some(self.sha256(item)?),
+                    None => None,
+                };
+                Some(Base::Tar { path: self.path(value)?, sha256 })
+            }
+            "oci" => {
+                let reference = other("reference");
+                Some(Base::Oci { path: self.path(value)?, reference: reference? })
+            }
+            "template" => self.string(value).map(Base::Template),
+            _ => {
+                let version = other("version");
+                let debootstrap = self.debootstrap(value);
+                Some(Base::Debootstrap { wanted: debootstrap?, version: version?.unwrap_or_default() })
+            }
+        }
+    }
+
+    /// A path of the host; a relative one is below the template's directory.
+    pub fn path(&mut self, item: &Item<'_>) -> Option<PathBuf> {
+        let text = self.string(item)?;
+        Some(self.file.parent().unwrap_or(Path::new("")).join(text))
+    }
+
+    pub fn boolean(&mut self, item: &Item<'_>) -> Option<bool> {
+        let found = item.get_ref().as_bool();
+        if found.is_none() {
+            self.mismatch(item, "true or false");
+        }
+        found
+    }
+
+    fn sha256(&mut self, item: &Item<'_>) -> Option<String> {
+        let text = self.string(item)?.to_ascii_lowercase();
+        if text.len() == hex(&[0; 32]).len() && text.bytes().all(|byte| byte.is_ascii_hexdigit()) {
+            return Some(text);
+        }
+        self.at(item.span(), "this has to be 64 hexadecimal digits");
+        None
+    }
+}

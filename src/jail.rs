@@ -126,6 +126,8 @@ pub struct Jail {
     #[serde(default)]
     pub root: Root,
     #[serde(default)]
+    pub snapshot: Vec<Schedule>,
+    #[serde(default)]
     pub restart: Restart,
     #[serde(default)]
     pub vars: BTreeMap<String, Value>,
@@ -272,7 +274,7 @@ pub struct Mount {
     pub source: PathBuf,
     /// Path inside the jail.
     pub target: PathBuf,
-    /// `bind` (the default) or `tmpfs`.
+    /// `bind` (the default), `tmpfs`, `readonly` or `hidden`.
     #[serde(rename = "type")]
     pub kind: Option<String>,
     /// `ro`, `rw`, `nosuid`, `nodev`, `noexec`, `rbind`, `optional`, `idmap`, `size=64M`, `mode=1777`.
@@ -342,6 +344,23 @@ pub struct Root {
 impl Default for Root {
     fn default() -> Self {
         Self { storage: "auto".into(), on_stop: OnStop::Keep, read_only: false }
+    }
+}
+
+/// Snapshots that are taken by themselves.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Schedule {
+    /// Milliseconds after the last one.
+    pub every: u64,
+    pub keep: u64,
+    /// What their labels begin with.
+    pub label: String,
+}
+
+impl Default for Schedule {
+    fn default() -> Self {
+        Self { every: 3_600_000, keep: 24, label: "auto".into() }
     }
 }
 

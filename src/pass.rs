@@ -72,6 +72,9 @@ fn carry_out(
     let (desired, diagnostics) = source::load(paths);
     let apply = apply && desired.host.broken.is_none();
     let host = Host::look(desired.host.clone())?;
+    if apply {
+        execute::snapshot::settle_all(&host);
+    }
     let mut live = probe::probe(&host.journal, &host.config, &host.hierarchies)?;
     execute::account(&host.journal, &desired, &mut live, apply)?;
     let plan = planner(&desired, &live);

@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::desired::{Paths, RootFile};
 use crate::jail::{Jail, JailName};
+use crate::root::changes::OwnLower;
 use crate::storage::FileSystem;
 use crate::{network, security};
 
@@ -35,8 +36,9 @@ pub struct Spec {
 /// How the root is put together.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub enum RootSpec {
-    /// An overlay: `lower` topmost first.
-    Overlay { lower: Vec<PathBuf>, writes: Writes, host_usr: bool },
+    /// An overlay, everything topmost first: `own`, what the jail or another one wrote before a
+    /// snapshot, lies over `lower`, the template's layers.
+    Overlay { own: Vec<OwnLower>, lower: Vec<PathBuf>, writes: Writes, host_usr: bool },
     /// A directory of the host, ids shifted by its mount.
     Directory { path: PathBuf, host_usr: bool },
 }

@@ -91,6 +91,16 @@ pub enum Command {
     Cp(super::cp::Cp),
     /// Stop a jail and delete its files
     Destroy(Destroy),
+    /// Keep what a jail has written at this moment, list such, remove them
+    Snapshot(super::snapshot::TakeArgs),
+    /// Put a jail back to a snapshot
+    Rollback(super::snapshot::RollbackArgs),
+    /// Make a new jail of one as it is, or as it was
+    Clone(super::snapshot::CloneArgs),
+    /// Show what a jail has changed against its template
+    Diff(super::sandbox::DiffArgs),
+    /// Copy files out of what a jail has written
+    Recover(super::sandbox::RecoverArgs),
     /// Remove what nothing uses any more
     Gc(Gc),
     /// Templates

@@ -258,6 +258,44 @@ pub fn restart(options: &Options, names: &[String]) -> Result<i32> {
     carry_out(options, names, true, &pass::again)
 }
 
+/// Every jail that depends on one of these, each before those that it depends on.
+pub fn dependants(desired: &Desired, names: &[JailName]) -> Vec<JailName> {
+    let depends = |name: &JailName, on: &[JailName]| {
+        desired
+            .jails
+            .get(name)
+            .is_some_and(|wanted| wanted.jail.depend.iter().any(|other| on.contains(other)))
+    };
+    let mut below: Vec<JailName> = names.to_vec();
+    loop {
+        let is_new = |name: &&JailName| !below.contains(name) && depends(name, &below);
+        let more: Vec<JailName> = desired.jails.keys().filter(is_new).cloned().collect();
+        if more.is_empty() {
+            break;
+        }
+        below.extend(more);
+    }
+    let mut left: Vec<JailName> = below.into_iter().filter(|name| !names.contains(name)).collect();
+    let mut ordered = Vec::new();
+    while !left.is_empty() {
+        let free = |name: &JailName| !left.iter().any(|other| depends(other, std::slice::from_ref(name)));
+        // There is no circle: such definitions are refused.
+        let (next, rest): (Vec<JailName>, Vec<JailName>) = left.iter().cloned().partition(free);
+        if next.is_empty() {
+            ordered.extend(rest);
+            break;
+        }
+        ordered.extend(next);
+        left = rest;
+    }
+    ordered
+}
+
+/// Brings jails up that a verb has stopped.
+pub fn bring_up(options: &Options, names: Vec<JailName>) -> Result<i32> {
+    reconcile(options, names, true)
+}
+
 fn parse(names: &[String]) -> Result<Vec<JailName>> {
     names.iter().map(|name| JailName::new(name).map_err(|e| anyhow!(e))).collect()
 }

@@ -4,6 +4,7 @@
 mod command;
 mod complete;
 mod cp;
+mod definition;
 mod destroy;
 mod doctor;
 mod exec;
@@ -15,6 +16,8 @@ mod plan;
 mod progress;
 mod reference;
 mod run;
+mod sandbox;
+mod snapshot;
 mod template;
 mod volume;
 
@@ -81,6 +84,11 @@ fn dispatch(options: &Options) -> anyhow::Result<i32> {
         Command::Run(run) => run::run(options, run),
         Command::Cp(asked) => cp::cp(options, asked),
         Command::Destroy(destroy) => destroy::destroy(options, destroy),
+        Command::Snapshot(take) => snapshot::snapshot(options, take),
+        Command::Rollback(rollback) => snapshot::rollback(options, rollback),
+        Command::Clone(clone) => snapshot::clone(options, clone),
+        Command::Diff(diff) => sandbox::diff(options, diff),
+        Command::Recover(recover) => sandbox::recover(options, recover),
         Command::Gc(gc) => gc::gc(options, gc.dry_run),
         Command::Template(template) => template::template(options, template),
         Command::Doctor => Ok(doctor::doctor(options)),

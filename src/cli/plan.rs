@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use anyhow::{Context, Result, anyhow};
+use anyhow::{Result, anyhow};
 use serde_json::json;
 
 use super::{CHANGES, DONE, FAILED, INVALID, Options, output};
@@ -43,7 +43,7 @@ pub fn plan(options: &Options, only: &[String]) -> Result<i32> {
 }
 
 pub fn apply(options: &Options, only: &[String], no_restart: bool) -> Result<i32> {
-    catch_interrupt()?;
+    execute::catch_interrupt()?;
     let passed = run(options, only, no_restart, true)?;
     output::diagnostics(options, &passed.diagnostics);
     if options.json {
@@ -116,25 +116,6 @@ fn unknown_names(only: &[JailName], passed: &Passed) -> Result<()> {
             return Err(anyhow!("no jail is named `{name}`{hint}"));
         }
     }
-    Ok(())
-}
-
-/// ctrl-C and SIGTERM: what is half-made is undone; a second one ends at once.
-fn catch_interrupt() -> Result<()> {
-    for signal in [signal_hook::consts::SIGINT, signal_hook::consts::SIGTERM] {
-        let again = std::sync::Arc::new(AtomicBool::new(false));
-        signal_hook::flag::register_conditional_shutdown(signal, 130, again.clone())?;
-        signal_hook::flag::register(signal, again)?;
-    }
-    let mut signals =
-        signal_hook::iterator::Signals::new([signal_hook::consts::SIGINT, signal_hook::consts::SIGTERM])?;
-    let wait = move || {
-        if signals.forever().next().is_some() {
-            execute::interrupt();
-            eprintln!("stockade: interrupted; undoing what is half-made");
-        }
-    };
-    std::thread::Builder::new().spawn(wait).context("start a thread")?;
     Ok(())
 }
 

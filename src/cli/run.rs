@@ -67,7 +67,7 @@ fn toml_string(text: &str) -> String {
 }
 
 /// A value as in a file, or a bare word as a string.
-fn as_toml(value: &str) -> String {
+pub fn as_toml(value: &str) -> String {
     let text = format!("v = {value}");
     if toml::from_str::<toml::Table>(&text).is_ok() { value.to_owned() } else { toml_string(value) }
 }
@@ -92,6 +92,7 @@ fn in_jail(host: &Host, wanted: &DesiredJail, first_id: u32, asked: &Run) -> Res
         cgroup_parent: parent.clone(),
         first_id,
         root: RootSpec::Overlay {
+            own: Vec::new(),
             lower,
             writes: execute::in_memory(&jail.limits)?,
             host_usr: wanted.root.host_usr,

@@ -50,7 +50,11 @@ fn table(name: &str, rows: &[Key], raw: &Raw, report: &mut Report<'_>) -> Option
             whole = false;
         }
     }
-    let complete = if name == "mount" { mount(members, raw, report) } else { io(members, raw, report) };
+    let complete = match name {
+        "mount" => mount(members, raw, report),
+        "snapshot" => snapshot(members, raw, report),
+        _ => io(members, raw, report),
+    };
     (whole && complete).then_some(Value::Object(map))
 }
 
@@ -65,15 +69,27 @@ fn written<'m>(members: &'m [Member], name: &str) -> Option<&'m str> {
     }
 }
 
+fn snapshot(members: &[Member], raw: &Raw, report: &mut Report<'_>) -> bool {
+    if member(members, "every").is_none() {
+        report.wrong(raw, Wrong::help("this snapshot has no `every`", "for example: every = \"1h\""));
+        return false;
+    }
+    true
+}
+
 /// Places that stockade fills itself, and whose masks a mount would lift.
 const OWN_PLACES: &[&str] = &["/proc", "/sys"];
 
 fn mount(members: &[Member], raw: &Raw, report: &mut Report<'_>) -> bool {
     let errors = report.found.len();
-    let tmpfs = written(members, "type") == Some("tmpfs");
-    match (member(members, "source"), tmpfs) {
-        (None, false) => report.wrong(raw, Wrong::new("this mount has no `source`")),
-        (Some(source), true) => report.wrong(source, Wrong::new("a tmpfs has no `source`")),
+    let kind = written(members, "type").unwrap_or("bind");
+    match (member(members, "source"), kind) {
+        (None, "bind") => report.wrong(raw, Wrong::new("this mount has no `source`")),
+        (Some(source), "tmpfs") => report.wrong(source, Wrong::new("a tmpfs has no `source`")),
+        (Some(source), "readonly" | "hidden") => {
+            let message = format!("a `{kind}` path has no `source`");
+            report.wrong(source, Wrong::help(message, "it is one of the jail's own root"));
+        }
         _ => {}
     }
     match member(members, "target") {
@@ -81,7 +97,7 @@ fn mount(members: &[Member], raw: &Raw, report: &mut Report<'_>) -> bool {
         Some(target) => mount_target(target, report),
     }
     if let Some(RawValue::List(options)) = member(members, "options").map(|raw| &raw.value) {
-        mount_options(options, tmpfs, report);
+        mount_options(options, kind, report);
     }
     report.found.len() == errors
 }
@@ -97,7 +113,8 @@ fn mount_target(target: &Raw, report: &mut Report<'_>) {
 }
 
 /// Options that contradict each other or the type.
-fn mount_options(options: &[Raw], tmpfs: bool, report: &mut Report<'_>) {
+fn mount_options(options: &[Raw], kind: &str, report: &mut Report<'_>) {
+    let tmpfs = kind == "tmpfs";
     let text = |raw: &Raw| match &raw.value {
         RawValue::Text(text) => text.clone(),
         _ => String::new(),
@@ -106,7 +123,11 @@ fn mount_options(options: &[Raw], tmpfs: bool, report: &mut Report<'_>) {
     for (raw, option) in options.iter().zip(&all) {
         let of_tmpfs = option.starts_with("size=") || option.starts_with("mode=");
         let of_bind = matches!(option.as_str(), "rbind" | "idmap" | "optional");
-        if of_tmpfs && !tmpfs {
+        if matches!(kind, "readonly" | "hidden") {
+            if option != "optional" {
+                report.wrong(raw, Wrong::new(format!("a `{kind}` path has no option but `optional`")));
+            }
+        } else if of_tmpfs && !tmpfs {
             report.wrong(
                 raw,
                 Wrong::help(format!("`{option}` is an option of a tmpfs"), "add type = \"tmpfs\""),

@@ -53,6 +53,7 @@ fn run(host: &Host, lines: &Build, lower: &[PathBuf], aside: &Path, progress: Pr
         cgroup_parent: host.config.cgroup.clone(),
         first_id,
         root: RootSpec::Overlay {
+            own: Vec::new(),
             lower: lower.to_vec(),
             writes: Writes::Kept { upper: upper.clone(), work },
             host_usr: lines.host_usr,

@@ -6,6 +6,7 @@ pub mod hook;
 mod inside;
 mod keeper;
 pub mod schedule;
+pub mod snapshot;
 mod start;
 mod stop;
 mod update;
@@ -15,7 +16,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Mutex, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use anyhow::{Context, Result, anyhow};
 
@@ -40,6 +41,25 @@ static INTERRUPTED: AtomicBool = AtomicBool::new(false);
 
 pub fn interrupt() {
     INTERRUPTED.store(true, Ordering::Relaxed);
+}
+
+/// ctrl-C and SIGTERM: what is half-made is undone; a second one ends at once.
+pub fn catch_interrupt() -> Result<()> {
+    for signal in [signal_hook::consts::SIGINT, signal_hook::consts::SIGTERM] {
+        let again = Arc::new(AtomicBool::new(false));
+        signal_hook::flag::register_conditional_shutdown(signal, 130, again.clone())?;
+        signal_hook::flag::register(signal, again)?;
+    }
+    let mut signals =
+        signal_hook::iterator::Signals::new([signal_hook::consts::SIGINT, signal_hook::consts::SIGTERM])?;
+    let wait = move || {
+        if signals.forever().next().is_some() {
+            interrupt();
+            eprintln!("stockade: interrupted; undoing what is half-made");
+        }
+    };
+    std::thread::Builder::new().spawn(wait).context("start a thread")?;
+    Ok(())
 }
 
 pub fn interrupted() -> bool {
@@ -127,6 +147,9 @@ pub fn destroy_data(journal: &Journal, pool: IdPool, name: &JailName) -> Result<
     let own = journal.state_dir(name);
     let number = ids::recorded(&own)?;
     root::discard(&journal.paths.state, name)?;
+    // What snapshots have set aside goes too, unless a clone is made of it.
+    root::snapshot::destroy(&journal.paths.state, name)?;
+    root::changes::sweep(&journal.paths.state)?;
     if own.exists() {
         std::fs::remove_dir_all(&own).with_context(|| format!("remove {}", own.display()))?;
     }
@@ -134,7 +157,11 @@ pub fn destroy_data(journal: &Journal, pool: IdPool, name: &JailName) -> Result<
         root::volume::forget(&journal.paths.state, ids::first(pool, number));
     }
     // Last: no file of the jail is left that could become another's.
-    number.map_or(Ok(()), |number| ids::release(&journal.paths.state, name, number))
+    let Some(number) = number else { return Ok(()) };
+    if root::changes::inherit_range(&journal.paths.state, number)? {
+        return Ok(());
+    }
+    ids::release(&journal.paths.state, name, number)
 }
 
 /// Accounts for jails that have ended by themselves since the last look: one more restart in a
@@ -275,7 +302,10 @@ fn stop_half(host: &Host, action: &Action) -> Result<()> {
         remove_cgroup(host, name)?;
     }
     match action.kind {
-        ActionKind::Rebuild => root::discard(&host.journal.paths.state, name),
+        ActionKind::Rebuild => {
+            root::discard(&host.journal.paths.state, name)?;
+            root::snapshot::forget_base(&host.journal.paths.state, name)
+        }
         ActionKind::Remove => {
             host.journal.write_restarts(name, &Restarts::default())?;
             host.journal.forget(name)

@@ -2,6 +2,7 @@
 //! it failed.
 
 use std::os::fd::{AsFd, OwnedFd};
+use std::path::Path;
 
 use anyhow::{Context, Result, anyhow, bail};
 
@@ -12,6 +13,7 @@ use crate::journal::{ids, lock};
 use crate::keeper::{Answer, Hello, PROTOCOL, Word};
 use crate::limits::{Cgroup, Needs};
 use crate::live::{RECORD_SCHEMA, Record};
+use crate::root::changes::OwnLower;
 use crate::spec::{RootSpec, Spec, Stdio};
 use crate::step::{Phase, START};
 use crate::sys::process;
@@ -282,7 +284,15 @@ fn root_spec(host: &Host, wanted: &DesiredJail, first_id: u32) -> Result<RootSpe
         // A stop that was cut off, or a crash of the machine, may have left the last run's.
         root::discard(&paths.state, &wanted.jail.name)?;
     }
-    volume::root(host, wanted, first_id, lower)
+    let below = own_lowers(&paths.state, &wanted.jail.name)?;
+    if !below.is_empty() && wanted.jail.root.storage == "directory" {
+        bail!("root.storage: what a snapshot has set aside cannot be moved to a `directory`");
+    }
+    let mut root = volume::root(host, wanted, first_id, lower)?;
+    if let RootSpec::Overlay { own, .. } = &mut root {
+        *own = below;
+    }
+    Ok(root)
 }
 
 /// One start of a jail with this root.
@@ -318,6 +328,15 @@ pub fn spec_of_stopped(host: &Host, wanted: &DesiredJail) -> Result<Spec> {
         0
     };
     spec(host, wanted, root_spec(host, wanted, first_id)?, first_id)
+}
+
+/// What a snapshot has put below the jail's own writes.
+fn own_lowers(state: &Path, name: &JailName) -> Result<Vec<OwnLower>> {
+    let chain = root::snapshot::base(state, name)?;
+    if chain.is_empty() {
+        return Ok(Vec::new());
+    }
+    root::changes::own_lowers(state, &chain)
 }
 
 /// Key and reason of each.

@@ -23,7 +23,7 @@ pub fn root(host: &Host, wanted: &DesiredJail, first_id: u32, lower: Vec<PathBuf
     if is_plain(jail) && as_it_is {
         let own = root::prepare(state, &jail.name, first_id, counts)?;
         let writes = Writes::Kept { upper: own.upper, work: own.work };
-        return Ok(RootSpec::Overlay { lower, writes, host_usr });
+        return Ok(RootSpec::Overlay { own: Vec::new(), lower, writes, host_usr });
     }
     let choice = chosen(host, jail, held.as_ref())?;
     let place = Place {
@@ -53,7 +53,7 @@ pub fn root(host: &Host, wanted: &DesiredJail, first_id: u32, lower: Vec<PathBuf
             file_system: choice.file_system.unwrap_or(volume::image::USUAL),
         },
     };
-    Ok(RootSpec::Overlay { lower, writes, host_usr })
+    Ok(RootSpec::Overlay { own: Vec::new(), lower, writes, host_usr })
 }
 
 /// Nothing is asked for that a plain overlay has not: such a start looks no further.

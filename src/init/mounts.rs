@@ -117,6 +117,14 @@ pub fn from_definition(
     for (index, wanted) in spec.jail.mount.iter().enumerate() {
         let shown = wanted.target.display();
         let source = match wanted.kind.as_deref() {
+            Some("readonly") => {
+                own_path(root, wanted, read_only)?;
+                continue;
+            }
+            Some("hidden") => {
+                own_path(root, wanted, cover)?;
+                continue;
+            }
             Some("tmpfs") => tmpfs(wanted).with_context(|| format!("mount {shown}"))?,
             _ if missing.contains(&index) => continue,
             _ => sources.next().ok_or_else(|| anyhow!("mount {shown}: the keeper sent no source"))?,
@@ -125,6 +133,61 @@ pub fn from_definition(
         mount::attach(source.as_fd(), target.as_fd()).with_context(|| format!("mount {shown}"))?;
     }
     Ok(())
+}
+
+/// A path of the jail's own root that gets another mode, by a mount over it. One that is not there
+/// stops the start, unless it is optional: what was to be protected would not be.
+fn own_path(
+    root: BorrowedFd<'_>,
+    wanted: &Mount,
+    made: impl Fn(BorrowedFd<'_>, BorrowedFd<'_>) -> Result<OwnedFd>,
+) -> Result<()> {
+    let shown = wanted.target.display();
+    let below = wanted.target.strip_prefix("/").unwrap_or(&wanted.target);
+    let place = match mount::resolve(root, below, true) {
+        Err(e)
+            if e.kind() == std::io::ErrorKind::NotFound && wanted.options.iter().any(|o| o == "optional") =>
+        {
+            return Ok(());
+        }
+        Err(e) if e.raw_os_error() == Some(libc::ELOOP) => {
+            bail!("mount {shown}: a symbolic link lies on the way")
+        }
+        other => other.with_context(|| format!("mount {shown}"))?,
+    };
+    let over = made(root, place.as_fd()).with_context(|| format!("mount {shown}"))?;
+    mount::attach(over.as_fd(), place.as_fd()).with_context(|| format!("mount {shown}"))
+}
+
+/// The path itself again, with all that is mounted below it.
+fn read_only(_: BorrowedFd<'_>, place: BorrowedFd<'_>) -> Result<OwnedFd> {
+    let copy = mount::clone_tree(place, Path::new(""), true).context("copy its mount")?;
+    mount::set_attributes(copy.as_fd(), READ_ONLY, 0, None, true).context("make it read only")?;
+    Ok(copy)
+}
+
+/// Something empty of the same kind, which nobody can read or write.
+fn cover(root: BorrowedFd<'_>, place: BorrowedFd<'_>) -> Result<OwnedFd> {
+    let kind = rustix::fs::FileType::from_raw_mode(rustix::fs::fstat(place)?.st_mode);
+    let options = [("mode", "0000"), ("size", "4k"), ("nr_inodes", "2")];
+    let attributes = NO_SUID | NO_DEVICES | NO_EXEC;
+    let tmpfs = mount::create("tmpfs", &options, attributes)?;
+    if kind.is_dir() {
+        mount::set_attributes(tmpfs.as_fd(), READ_ONLY, 0, None, false).context("make it read only")?;
+        return Ok(tmpfs);
+    }
+    let flags = OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC | OFlags::WRONLY;
+    drop(rustix::fs::openat(&tmpfs, "empty", flags, Mode::empty()).context("make an empty file")?);
+    let file = match mount::clone_tree(tmpfs.as_fd(), Path::new("empty"), false) {
+        // Kernels before 6.15 copy only what is attached. /dev/null is as empty.
+        Err(e) if e.raw_os_error() == Some(libc::EINVAL) => {
+            let null = mount::resolve(root, Path::new("dev/null"), true).context("open /dev/null")?;
+            mount::clone_tree(null.as_fd(), Path::new(""), false).context("copy the mount of /dev/null")?
+        }
+        other => other.context("copy the empty file")?,
+    };
+    mount::set_attributes(file.as_fd(), READ_ONLY, 0, None, false).context("make it read only")?;
+    Ok(file)
 }
 
 /// The place of a mount: no symbolic link below the root may lead elsewhere, as jail(8) demands.

@@ -13,6 +13,7 @@ use anyhow::{Context, Result, anyhow, bail};
 
 use crate::desired::IdPool;
 use crate::jail::JailName;
+use crate::root::changes::HOLDER;
 use crate::sys::namespace::IDS;
 
 /// The first host id of the jail's range, taking one if it has none. `state_dir` is the jail's own.
@@ -93,6 +94,8 @@ pub fn release(state: &Path, name: &JailName, number: u32) -> Result<()> {
         Ok(holder) if holder.as_os_str() == name.as_str() => {
             std::fs::remove_file(&link).with_context(|| format!("release id range {number}"))
         }
+        // Kept for files of the jail that others use.
+        Ok(holder) if holder.as_os_str() == HOLDER => Ok(()),
         Ok(holder) => bail!("release id range {number}: it belongs to {}", holder.display()),
         Err(e) if e.kind() == ErrorKind::NotFound => Ok(()),
         Err(e) => Err(e).with_context(|| format!("release id range {number}")),

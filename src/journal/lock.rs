@@ -27,6 +27,13 @@ pub fn jail(paths: &Paths, name: &JailName) -> Result<Lock> {
     wait(&paths.run.join("locks").join(name.as_str()), &|_| ())
 }
 
+/// The same, if nobody holds it.
+pub fn try_jail(paths: &Paths, name: &JailName) -> Result<Option<Lock>> {
+    let path = paths.run.join("locks").join(name.as_str());
+    let file = open(&path)?;
+    Ok(if try_lock(&file, &path)? { Some(Lock { file }) } else { None })
+}
+
 /// How long a start or stop waits for the last instance to be gone, keeper and all.
 const INSTANCE_LIMIT: Duration = Duration::from_secs(30);
 /// Between two looks at a lock that another holds.

@@ -154,7 +154,7 @@ fn pending_report(channel: BorrowedFd<'_>) -> Option<anyhow::Error> {
 fn open_sources(wanted: &[Mount]) -> Result<Sources> {
     let mut sources = Sources { mounts: Vec::new(), missing: Vec::new() };
     for (index, entry) in wanted.iter().enumerate() {
-        if entry.kind.as_deref() == Some("tmpfs") {
+        if entry.kind.as_deref().is_some_and(|kind| kind != "bind") {
             continue;
         }
         let has = |name: &str| entry.options.iter().any(|o| o == name);

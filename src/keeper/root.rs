@@ -11,10 +11,14 @@ use std::path::Path;
 use anyhow::{Context, Result};
 use rustix::fs::{CWD, Mode};
 
+use crate::root::changes::OwnLower;
 use crate::root::volume::{self, image};
 use crate::spec::{RootSpec, Spec, Writes};
 use crate::sys::mount::{self, NO_DEVICES, NO_SUID, READ_ONLY};
 use crate::sys::namespace;
+
+/// The longest value that fsconfig(2) takes, without its end.
+const OPTION_BYTES_MAX: usize = 255;
 
 /// The root's mount and, with `host_usr`, the one for /usr; both attached nowhere. Made in the
 /// mount namespace of the jail behind `pidfd`, or without one in this process's own, which
@@ -32,8 +36,10 @@ pub fn assemble(
             let usr = host_usr.then(|| usr(idmap)).transpose()?;
             Ok([root].into_iter().chain(usr).collect())
         }
-        RootSpec::Overlay { lower, writes, host_usr } => {
-            let layers = lower.iter().map(|path| layer(path, idmap)).collect::<Result<Vec<_>>>()?;
+        RootSpec::Overlay { own, lower, writes, host_usr } => {
+            let own = own.iter().map(|lower| own_layer(lower, spec.first_id));
+            let shared = lower.iter().map(|path| layer(path, idmap));
+            let layers = own.chain(shared).collect::<Result<Vec<_>>>()?;
             let own = own_file_system(writes)?;
             let mut mounts = vec![inside(pidfd, || overlay(spec, &layers, writes, own.as_ref()))?];
             if *host_usr {
@@ -50,6 +56,15 @@ fn layer(path: &Path, idmap: Option<BorrowedFd<'_>>) -> Result<OwnedFd> {
     mount::set_attributes(copy.as_fd(), READ_ONLY, 0, idmap, false)
         .with_context(|| format!("shift the ids of layer {}", path.display()))?;
     Ok(copy)
+}
+
+/// What this jail has written has its ids already; what another has gets them by its mount.
+fn own_layer(lower: &OwnLower, first_id: u32) -> Result<OwnedFd> {
+    if lower.first_id == first_id {
+        return layer(&lower.path, None);
+    }
+    let shift = namespace::users(lower.first_id, first_id)?;
+    layer(&lower.path, Some(shift.as_fd()))
 }
 
 /// The host's own /usr, read only.
@@ -82,18 +97,24 @@ fn overlay(spec: &Spec, layers: &[OwnedFd], writes: &Writes, own: Option<&OwnedF
     for layer in layers {
         mount::attach(layer.as_fd(), place.as_fd()).context("attach a layer")?;
     }
-    let lower = layers.iter().map(|l| by_descriptor(l.as_fd())).collect::<Vec<_>>().join(":");
+    let lowers: Vec<String> = layers.iter().map(|layer| by_descriptor(layer.as_fd())).collect();
+    let joined = lowers.join(":");
     let (upper, work) = (by_descriptor(upper.as_fd()), by_descriptor(work.as_fd()));
-    let options = [
-        ("source", "stockade"),
-        ("lowerdir", lower.as_str()),
+    let mut options = vec![("source", "stockade")];
+    if joined.len() <= OPTION_BYTES_MAX {
+        options.push(("lowerdir", &joined));
+    } else {
+        // One by one, which Linux has since 6.5.
+        options.extend(lowers.iter().map(|lower| ("lowerdir+", lower.as_str())));
+    }
+    options.extend([
         ("upperdir", upper.as_str()),
         ("workdir", work.as_str()),
         ("metacopy", "off"),
         ("redirect_dir", "nofollow"),
         ("index", "off"),
         ("xino", "off"),
-    ];
+    ]);
     mount::create("overlay", &options, NO_DEVICES)
 }
 

@@ -76,7 +76,9 @@ fn built_text(key: &Key) -> Option<String> {
 pub fn man() -> String {
     let mut out = String::from(".Sh JAIL KEYS\n");
     list(&mut out, KEYS);
-    for (title, rows) in [("mount", table::MOUNT_KEYS), ("limits.io", table::IO_KEYS)] {
+    for (title, rows) in
+        [("mount", table::MOUNT_KEYS), ("limits.io", table::IO_KEYS), ("snapshot", table::SNAPSHOT_KEYS)]
+    {
         writeln!(out, ".Ss Keys of each table of {title}").expect("writing to a String cannot fail");
         list(&mut out, rows);
     }

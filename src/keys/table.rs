@@ -8,6 +8,7 @@ const MIB: u64 = 1 << 20;
 const SIZE_MAX: u64 = i64::MAX as u64;
 const SECOND: u64 = 1_000;
 const DAY: u64 = 86_400 * SECOND;
+const YEAR: u64 = 366 * DAY;
 /// How long lists may be.
 const LINES_MAX: usize = 100;
 const ARGUMENTS_MAX: usize = 1_000;
@@ -41,7 +42,7 @@ const fn unbuilt(key: Key, built: Built) -> Key {
 
 /// Every row there is, those of the host and of inner tables too.
 pub fn all() -> impl Iterator<Item = &'static Key> {
-    KEYS.iter().chain(MOUNT_KEYS).chain(IO_KEYS).chain(HOST_KEYS)
+    KEYS.iter().chain(MOUNT_KEYS).chain(IO_KEYS).chain(SNAPSHOT_KEYS).chain(HOST_KEYS)
 }
 
 // Three lines a row read as a table; one argument a line would not.
@@ -184,6 +185,9 @@ pub const KEYS: &[Key] = &[
     key("root.read_only", Kind::Bool, "false", Cost::Restart, "MOUNT_ATTR_RDONLY on the root",
         "Whether the jail's root cannot be written."),
 
+    key("snapshot", Kind::Tables(SNAPSHOT_KEYS), "[]", Cost::None, "nothing",
+        "Snapshots that are taken again and again, each a while after the last, and removed when there are too many."),
+
     key("restart.policy", Kind::Choice(&["no", "on-failure", "always"]), "\"always\"", Cost::None, "nothing",
         "When a jail that ended by itself is started again."),
     key("restart.delay", Kind::Duration { min: 100, max: DAY }, "\"1s\"", Cost::None, "nothing",
@@ -201,10 +205,20 @@ pub const MOUNT_KEYS: &[Key] = &[
         "The file or directory of the host to show."),
     key("mount.target", Kind::Text(Word::Path), "required", Cost::Restart, "move_mount(2)",
         "The place inside the jail."),
-    key("mount.type", Kind::Choice(&["bind", "tmpfs"]), "\"bind\"", Cost::Restart, "open_tree(2) or fsopen(2)",
-        "A `bind` of something of the host, or a fresh `tmpfs`."),
+    key("mount.type", Kind::Choice(&["bind", "tmpfs", "readonly", "hidden"]), "\"bind\"", Cost::Restart, "open_tree(2) or fsopen(2)",
+        "A `bind` of something of the host, to which the jail writes through; a fresh `tmpfs`; or, of a path of the jail's own root, `readonly` or `hidden`, which shows something empty instead."),
     key("mount.options", Kind::List { of: Word::MountOption, min: 0, max: LINES_MAX }, "[\"rw\", \"nosuid\", \"nodev\"]", Cost::Restart, "mount_setattr(2)",
         "Options: ro, rw, nosuid, nodev, noexec, rbind, optional, idmap; of a tmpfs size=64M and mode=1777 too."),
+];
+
+#[rustfmt::skip]
+pub const SNAPSHOT_KEYS: &[Key] = &[
+    key("snapshot.every", Kind::Duration { min: SECOND, max: YEAR }, "required", Cost::None, "nothing",
+        "How long after the last of these the next is taken."),
+    key("snapshot.keep", Kind::Count { min: 1, max: 1_000 }, "24", Cost::None, "nothing",
+        "How many of these are kept; the oldest goes first."),
+    key("snapshot.label", Kind::Text(Word::JailName), "\"auto\"", Cost::None, "nothing",
+        "What their labels begin with; the time follows."),
 ];
 
 #[rustfmt::skip]

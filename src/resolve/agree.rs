@@ -92,6 +92,7 @@ pub fn check(draft: &mut Draft, host: &HostConfig) -> Vec<Diagnostic> {
     bridge(draft, host, &mut found);
     gateways(draft, &mut found);
     mount_targets(draft, &mut found);
+    snapshot_labels(draft, &mut found);
     if no(&draft.settings, "security.userns") && lists(&draft.settings, "security.unsafe", "host-root") {
         let message = "this jail's root is the host's root: it is no boundary against hostile code";
         found.push(draft.error("security.userns", message).warning());
@@ -165,6 +166,25 @@ fn mount_targets(draft: &Draft, found: &mut Vec<Diagnostic>) {
             let message = format!("`{target}` is the target of two mounts");
             found.push(draft.error_in("mount", index, message));
         }
+    }
+}
+
+fn snapshot_labels(draft: &Draft, found: &mut Vec<Diagnostic>) {
+    let Some(Value::Array(snapshots)) = draft.settings.get("snapshot") else { return };
+    let mut seen = BTreeSet::new();
+    for (index, snapshot) in snapshots.iter().enumerate() {
+        let label = snapshot["label"].as_str().unwrap_or("auto");
+        if !seen.insert(label) {
+            let message = format!("two of `snapshot` have the label `{label}`");
+            found.push(draft.error_in("snapshot", index, message));
+        }
+    }
+    let nothing_kept = draft.settings.contains_key("path")
+        || draft.settings.get("root.storage").is_some_and(|kind| kind == "tmpfs");
+    if !seen.is_empty() && nothing_kept {
+        let message =
+            "stockade keeps nothing that this jail writes, so there is nothing to take a snapshot of";
+        found.push(draft.error_in("snapshot", 0, message.to_owned()));
     }
 }
 

@@ -174,8 +174,12 @@ fn written(key: &'static Key) -> BoxedStrategy<String> {
         Kind::Rlimits => Just("{ nofile = 4096, stack = \"8M\", core = \"unlimited\" }".to_owned()).boxed(),
         Kind::Vars => Just("{ a = 1, b = [1.5, { c = 2020-01-01 }] }".to_owned()).boxed(),
         Kind::Tables(_) => {
-            Just(if key.name == "mount" { MOUNTS } else { "[{ path = \"/\", read = \"1M\" }]" }.to_owned())
-                .boxed()
+            let tables = match key.name {
+                "mount" => MOUNTS,
+                "snapshot" => "[{ every = \"1h\", keep = 3 }, { every = \"1s\", label = \"often\" }]",
+                _ => "[{ path = \"/\", read = \"1M\" }]",
+            };
+            Just(tables.to_owned()).boxed()
         }
         Kind::Jail => unreachable!("no jail key holds jail keys"),
     }

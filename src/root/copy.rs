@@ -7,6 +7,7 @@
 //! only the current directory is open. It must not change while it is copied: the caller has
 //! stopped or frozen who writes to it, or else the copy fails where it notices.
 
+mod ahead;
 mod entry;
 mod owners;
 
@@ -20,6 +21,7 @@ use rustix::io::Errno;
 
 use super::removal;
 use crate::sys::file;
+pub use ahead::{Ahead, ahead};
 pub use owners::Owners;
 
 /// Entries of one tree.
@@ -38,6 +40,8 @@ pub struct Copied {
     pub bytes: u64,
     /// Of these, the bytes whose blocks are shared and were not written again.
     pub shared: u64,
+    /// Links, device nodes, FIFOs and sockets that [`Owners::Plain`] has left out.
+    pub left_out: u64,
 }
 
 /// Told now and then how far the copy is; an error of its own ends the copy.
@@ -52,17 +56,23 @@ pub fn tree(
     owners: Owners,
     progress: Progress<'_>,
 ) -> anyhow::Result<Copied> {
+    tree_with(from, to, owners, None, progress)
+}
+
+/// The same, with what was copied ahead by the same owners, which has to be on the file system of
+/// `to`.
+pub fn tree_with(
+    from: BorrowedFd<'_>,
+    to: BorrowedFd<'_>,
+    owners: Owners,
+    ahead: Option<Ahead>,
+    progress: Progress<'_>,
+) -> anyhow::Result<Copied> {
     let (from, to) = (reopen(from)?, reopen(to)?);
     let names = names(&from)?;
-    let links = free_name(&names);
-    let mut copy = Copy {
-        top: reopen(to.as_fd())?,
-        links,
-        linked: HashMap::new(),
-        owners,
-        copied: Copied::default(),
-        progress,
-    };
+    let mut copy = Copy::new(reopen(to.as_fd())?, owners, progress);
+    copy.links = free_name(&names);
+    copy.ahead = ahead;
     copy.walk(from, to, names)?;
     copy.finish()
 }
@@ -82,14 +92,7 @@ pub fn one(
             (file::open_child(from_directory, from_name)?, file::open_child(to_directory, to_name)?);
         return tree(from.as_fd(), to.as_fd(), owners, progress);
     }
-    let mut copy = Copy {
-        top: reopen(to_directory)?,
-        links: OsString::new(),
-        linked: HashMap::new(),
-        owners,
-        copied: Copied::default(),
-        progress,
-    };
+    let mut copy = Copy::new(reopen(to_directory)?, owners, progress);
     // Its other names are not part of the copy.
     stat.st_nlink = 1;
     copy.entry(&reopen(from_directory)?, from_name, &reopen(to_directory)?, to_name, &stat)?;
@@ -103,6 +106,8 @@ struct Copy<'p> {
     links: OsString,
     /// How many names of such a file are still to come, by device and inode.
     linked: HashMap<(u64, u64), u64>,
+    /// What only has to be moved into place.
+    ahead: Option<Ahead>,
     owners: Owners,
     copied: Copied,
     progress: Progress<'p>,
@@ -116,7 +121,12 @@ struct Level {
     to: (u64, u64),
 }
 
-impl Copy<'_> {
+impl<'p> Copy<'p> {
+    fn new(top: OwnedFd, owners: Owners, progress: Progress<'p>) -> Self {
+        let (links, linked, copied) = (OsString::new(), HashMap::new(), Copied::default());
+        Self { top, links, linked, ahead: None, owners, copied, progress }
+    }
+
     fn walk(&mut self, mut from: OwnedFd, mut to: OwnedFd, names: Vec<OsString>) -> anyhow::Result<()> {
         let mut levels = vec![level(&from, &to, names)?];
         while let Some(here) = levels.last_mut() {
@@ -173,7 +183,16 @@ impl Copy<'_> {
         if links > 1 && self.link(key, to, to_name)? {
             return Ok(());
         }
+        if self.owners == Owners::Plain && !FileType::from_raw_mode(stat.st_mode).is_file() {
+            self.copied.left_out += 1;
+            return Ok(());
+        }
+        let is_there = match &mut self.ahead {
+            Some(ahead) => ahead.place(stat, to, to_name)?,
+            None => false,
+        };
         match FileType::from_raw_mode(stat.st_mode) {
+            _ if is_there => {}
             FileType::RegularFile => self.file(from, name, to, to_name)?,
             FileType::Symlink => entry::link(from, name, to, to_name, stat, self.owners)?,
             _ => entry::node(from, name, to, to_name, stat, self.owners)?,

@@ -336,7 +336,7 @@ pub fn remove_half_built(state: &Path) -> anyhow::Result<()> {
 }
 
 /// Bytes on the disk; a file with several names is counted at each.
-fn size(parent: &OwnedFd, name: &OsStr, depth: usize) -> anyhow::Result<u64> {
+pub fn size(parent: &OwnedFd, name: &OsStr, depth: usize) -> anyhow::Result<u64> {
     let stat = rustix::fs::statat(parent, name, AtFlags::SYMLINK_NOFOLLOW).context("stat")?;
     let own = u64::try_from(stat.st_blocks).unwrap_or(0) * 512;
     if !FileType::from_raw_mode(stat.st_mode).is_dir() || depth > tree::DEPTH_MAX {

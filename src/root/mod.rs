@@ -4,12 +4,16 @@
 //! a root is resolved inside it by descriptor, and nothing is ever chowned recursively.
 
 pub mod carry;
+pub mod changes;
 pub mod copy;
+pub mod diff;
 pub mod files;
 pub mod layers;
 pub mod own;
 pub mod pack;
-mod removal;
+pub mod removal;
+pub mod sides;
+pub mod snapshot;
 mod upper;
 pub mod view;
 pub mod volume;

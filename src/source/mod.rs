@@ -84,6 +84,13 @@ pub fn load_with(paths: &Paths, files: &[PathBuf]) -> (Desired, Vec<Diagnostic>)
     resolve::resolve(parse(paths, texts))
 }
 
+/// Like [`load`], with one definition more that is not written yet.
+pub fn load_beside(paths: &Paths, file: &Path, text: &str) -> (Desired, Vec<Diagnostic>) {
+    let mut texts = read(paths);
+    texts.definitions.push((file.to_owned(), text.to_owned()));
+    resolve::resolve(parse(paths, texts))
+}
+
 /// One definition given as text beside the host's file and templates, which may be absent: for
 /// `run`. The other jails are left out.
 pub fn load_text(paths: &Paths, name: &JailName, text: &str) -> (Desired, Vec<Diagnostic>) {

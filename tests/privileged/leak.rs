@@ -33,6 +33,7 @@ pub fn look(machine: &Machine) -> Snapshot {
     all.insert("file of the run directory", run_files(machine));
     all.insert("id range without a jail", ids(machine));
     all.insert("half-made layer", layers(machine));
+    all.insert("snapshot that is half made, or nobody's", changes(machine));
     Snapshot(all)
 }
 
@@ -189,4 +190,24 @@ fn ids(machine: &Machine) -> BTreeSet<String> {
 fn layers(machine: &Machine) -> BTreeSet<String> {
     let names = below(&machine.state().join("layers"));
     names.into_iter().filter(|path| !path.contains("/layers/sha256-")).collect()
+}
+
+/// Pending operations, and changes that are half made or that no jail and no snapshot names.
+fn changes(machine: &Machine) -> BTreeSet<String> {
+    let names = |path: PathBuf| {
+        let entries = std::fs::read_dir(path).into_iter().flatten().filter_map(Result::ok);
+        entries.map(|entry| entry.path()).collect::<Vec<_>>()
+    };
+    let mut books = String::new();
+    for jail in names(machine.state().join("jails")) {
+        for book in names(jail.join("snapshots")).into_iter().chain([jail.join("base.json")]) {
+            books += &std::fs::read_to_string(book).unwrap_or_default();
+        }
+    }
+    let lost = |path: &PathBuf| {
+        let id = path.file_name().unwrap_or_default().to_string_lossy();
+        id != ".lock" && !(path.join("upper").is_dir() && books.contains(&format!("\"{id}\"")))
+    };
+    let changes = names(machine.state().join("changes")).into_iter().filter(lost);
+    changes.chain(names(machine.state().join("pending"))).map(|path| path.display().to_string()).collect()
 }

@@ -18,6 +18,8 @@ mod machine;
 mod network;
 mod recover;
 mod run;
+mod sandbox;
 mod security;
+mod snapshot;
 mod storage;
 mod templates;

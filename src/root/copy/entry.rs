@@ -108,12 +108,16 @@ pub fn node(
 pub fn like(from: BorrowedFd<'_>, to: BorrowedFd<'_>, stat: &Stat, owners: Owners) -> anyhow::Result<()> {
     let (uid, gid) = owners.of(stat)?;
     rustix::fs::fchown(to, Some(uid), Some(gid)).context("chown")?;
-    for (name, value) in file::all_attributes(from).context("read attributes")? {
+    let is_plain = owners == Owners::Plain;
+    let attributes =
+        if is_plain { Vec::new() } else { file::all_attributes(from).context("read attributes")? };
+    for (name, value) in attributes {
         let value = owners.attribute(&name, value)?;
         rustix::fs::fsetxattr(to, &name, &value, XattrFlags::empty())
             .with_context(|| format!("set attribute {}", name.display()))?;
     }
-    rustix::fs::fchmod(to, Mode::from_raw_mode(stat.st_mode & 0o7777)).context("chmod")?;
+    let bits = if is_plain { 0o777 } else { 0o7777 };
+    rustix::fs::fchmod(to, Mode::from_raw_mode(stat.st_mode & bits)).context("chmod")?;
     rustix::fs::futimens(to, &times(stat)).context("set times")
 }
 

@@ -33,10 +33,16 @@ pub enum Owners {
     /// Those of the jail's range with this first id become the ids inside, which others must have
     /// already: its own writes merged with its layers.
     Inner(u32),
+    /// Files and directories of the caller's own, as somebody would write them who was told their
+    /// contents: no set-id bits, no attributes, no links and no device nodes.
+    Plain,
 }
 
 impl Owners {
     pub fn of(self, stat: &Stat) -> anyhow::Result<(Uid, Gid)> {
+        if self == Owners::Plain {
+            return Ok((rustix::process::geteuid(), rustix::process::getegid()));
+        }
         // The kernel makes whiteouts as the mount's owner, the host's root, and they stay his.
         let is_whiteout = FileType::from_raw_mode(stat.st_mode).is_char_device() && stat.st_rdev == 0;
         if is_whiteout && stat.st_uid == 0 && self.id(0).is_err() {
@@ -49,7 +55,7 @@ impl Owners {
 
     fn id(self, id: u32) -> anyhow::Result<u32> {
         let (from, to) = match self {
-            Owners::Same => return Ok(id),
+            Owners::Same | Owners::Plain => return Ok(id),
             Owners::Inner(_) if id < IDS => return Ok(id),
             Owners::Inner(first) => (first, 0),
             Owners::Shifted { from, to } => (from, to),

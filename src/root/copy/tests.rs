@@ -217,6 +217,61 @@ fn links_are_not_followed_and_no_depth_is_too_deep() {
     assert_eq!(fs::read_to_string(canary.join("secret")).expect("a file"), "alive");
 }
 
+/// What was copied ahead counts only as long as nothing of the file has changed since.
+#[test]
+fn what_changes_after_it_was_copied_ahead_is_copied_again() {
+    if !is_root("what_changes_after_it_was_copied_ahead_is_copied_again") {
+        return;
+    }
+    let directory = tempfile::tempdir().expect("a directory");
+    let [from, early, to] = ["from", "early", "to"].map(|name| {
+        let path = directory.path().join(name);
+        fs::create_dir(&path).expect("a directory");
+        path
+    });
+    every_kind(&from);
+    for name in ["same", "written", "mapped", "moved", "gone", "owned", "linked"] {
+        fs::write(from.join(name), format!("{name} before")).expect("a file");
+    }
+    std::thread::sleep(std::time::Duration::from_millis(100));
+    let open = |path: &Path| file::open_directory(path).expect("open");
+    let quiet = |_: &Copied| Ok(());
+    let ready = ahead(open(&from).as_fd(), open(&early).as_fd(), Owners::Same, &quiet).expect("copied ahead");
+    assert!(ready.ready.len() > 7, "{:?}", ready.ready);
+    let inode = |path: &Path| fs::metadata(path).expect("there").ino();
+    let kept = kept_name((fs::metadata(&from).expect("there").dev(), inode(&from.join("same"))));
+    let same = inode(&early.join(kept));
+    // Not even its size changes.
+    fs::write(from.join("written"), "written after").expect("written");
+    fs::rename(from.join("moved"), from.join("a/elsewhere")).expect("moved");
+    fs::remove_file(from.join("gone")).expect("removed");
+    std::os::unix::fs::chown(from.join("owned"), Some(1_000_001), None).expect("chown");
+    fs::hard_link(from.join("linked"), from.join("a/linked")).expect("a link");
+    fs::write(from.join("new"), "new").expect("a file");
+    let copied = tree_with(open(&from).as_fd(), open(&to).as_fd(), Owners::Same, Some(ready), &quiet);
+    assert!(copied.expect("copied").bytes > 0, "some had to be copied again");
+    assert_eq!(look(&to), look(&from));
+    assert_eq!(inode(&to.join("same")), same, "it was only moved into place");
+    assert_eq!(inode(&to.join("linked")), inode(&to.join("a/linked")));
+}
+
+#[test]
+fn a_plain_copy_has_nothing_but_files() {
+    if !is_root("a_plain_copy_has_nothing_but_files") {
+        return;
+    }
+    let directory = tempfile::tempdir().expect("a directory");
+    let (from, to) = (directory.path().join("from"), directory.path().join("to"));
+    fs::create_dir(&from).expect("a directory");
+    every_kind(&from);
+    let copied = copy(&from, &to, Owners::Plain).expect("copied");
+    assert_eq!(copied.left_out, 5, "a link, a whiteout, a device, a FIFO and a socket");
+    let file = fs::metadata(to.join("a/b/file")).expect("there");
+    assert_eq!((file.mode() & 0o7777, file.uid(), file.gid()), (0o755, 0, 0));
+    assert_eq!(file::attributes_by_path(&link_path(&to.join("third"))).expect("attributes"), []);
+    assert!(fs::symlink_metadata(to.join("link")).is_err());
+}
+
 #[test]
 fn a_word_of_no_ends_it() {
     let directory = tempfile::tempdir().expect("a directory");

@@ -1,0 +1,139 @@
+//! Copies made ahead, while the tree is still in use: when it stands still, what has not changed
+//! since is only moved into place.
+//!
+//! Best effort: whatever cannot be read, vanishes or changes meanwhile is left to the copy itself.
+
+use std::collections::HashMap;
+use std::ffi::OsStr;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use anyhow::Result;
+use rustix::fs::{AtFlags, FileType, Mode, OFlags, Stat};
+
+use super::{CHILD, Copied, Copy, Owners, Progress, kept_name, names, reopen, up};
+use crate::sys::file;
+
+/// A file that was changed so lately may change again without its time showing it, for the
+/// kernel's clock of files ticks that slowly at most.
+const SETTLED: Duration = Duration::from_millis(50);
+
+/// Files copied ahead into a directory, by device and inode.
+pub struct Ahead {
+    pub(super) directory: OwnedFd,
+    /// The time of the last change, as it was before each was copied.
+    pub(super) ready: HashMap<(u64, u64), (i64, i64)>,
+    /// What it came to.
+    pub copied: Copied,
+}
+
+/// Copies what lies quietly in `from` into the empty directory `into`.
+pub fn ahead(
+    from: BorrowedFd<'_>,
+    into: BorrowedFd<'_>,
+    owners: Owners,
+    progress: Progress<'_>,
+) -> Result<Ahead> {
+    let mut walk =
+        Walk { copy: Copy::new(reopen(into)?, owners, progress), into: reopen(into)?, ready: HashMap::new() };
+    let from = reopen(from)?;
+    let names = names(&from)?;
+    // An error is a tree in motion, or the word of no, which is given again.
+    drop(walk.directory(from, names));
+    progress(&walk.copy.copied)?;
+    Ok(Ahead { directory: walk.into, ready: walk.ready, copied: walk.copy.copied })
+}
+
+struct Walk<'p> {
+    copy: Copy<'p>,
+    into: OwnedFd,
+    ready: HashMap<(u64, u64), (i64, i64)>,
+}
+
+impl Walk<'_> {
+    /// An error, such as a directory that was moved away below the walk, ends it.
+    fn directory(&mut self, mut at: OwnedFd, top: Vec<std::ffi::OsString>) -> Result<()> {
+        let mut levels = vec![(top, super::identity(&at)?)];
+        while let Some((names, _)) = levels.last_mut() {
+            let Some(name) = names.pop() else {
+                levels.pop();
+                if let Some((_, above)) = levels.last() {
+                    at = up(&at, *above)?;
+                }
+                continue;
+            };
+            self.copy.count()?;
+            let Ok(stat) = rustix::fs::statat(&at, &name, AtFlags::SYMLINK_NOFOLLOW) else { continue };
+            if FileType::from_raw_mode(stat.st_mode).is_dir() {
+                let flags = OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::NOATIME;
+                let Ok(child) = file::open_inside(at.as_fd(), name.as_ref(), flags, CHILD) else { continue };
+                levels.push((super::names(&child)?, super::identity(&child)?));
+                at = child;
+            } else {
+                self.file(&at, &name, stat)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn file(&mut self, at: &OwnedFd, name: &OsStr, stat: Stat) -> Result<()> {
+        let key = (stat.st_dev, stat.st_ino);
+        if self.ready.contains_key(&key) || !is_settled(&stat) {
+            return Ok(());
+        }
+        if !write_out(at, name, &stat) {
+            return Ok(());
+        }
+        let kept = kept_name(key);
+        let kept = OsStr::new(&kept);
+        let mut alone = stat;
+        alone.st_nlink = 1;
+        let into = reopen(self.into.as_fd())?;
+        let copied = self.copy.entry(at, name, &into, kept, &alone);
+        let same = rustix::fs::statat(at, name, AtFlags::SYMLINK_NOFOLLOW)
+            .is_ok_and(|now| changed(&now) == changed(&stat) && (now.st_dev, now.st_ino) == key);
+        if copied.is_ok() && same {
+            self.ready.insert(key, changed(&stat));
+        } else {
+            // One that is not there is as good.
+            let _ = rustix::fs::unlinkat(&into, kept, AtFlags::empty());
+            (self.copy.progress)(&self.copy.copied)?;
+        }
+        Ok(())
+    }
+}
+
+/// What is in memory only goes to the disk first: a page that is clean tells of its next change.
+fn write_out(at: &OwnedFd, name: &OsStr, stat: &Stat) -> bool {
+    if !FileType::from_raw_mode(stat.st_mode).is_file() {
+        return true;
+    }
+    let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::NOATIME;
+    let opened = rustix::fs::openat(at, name, flags | OFlags::CLOEXEC, Mode::empty());
+    opened.is_ok_and(|file| rustix::fs::fdatasync(&file).is_ok())
+}
+
+/// Times that are in doubt: of the future, or of just now.
+fn is_settled(stat: &Stat) -> bool {
+    let (seconds, nanoseconds) = changed(stat);
+    let at = Duration::new(u64::try_from(seconds).unwrap_or(0), u32::try_from(nanoseconds).unwrap_or(0));
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    at + SETTLED < now
+}
+
+pub(super) fn changed(stat: &Stat) -> (i64, i64) {
+    (stat.st_ctime, i64::try_from(stat.st_ctime_nsec).unwrap_or(0))
+}
+
+impl Ahead {
+    /// Moves the copy of an unchanged file into place; false where there is none.
+    pub(super) fn place(&mut self, stat: &Stat, to: &OwnedFd, name: &OsStr) -> Result<bool> {
+        let key = (stat.st_dev, stat.st_ino);
+        if self.ready.get(&key) != Some(&changed(stat)) {
+            return Ok(false);
+        }
+        self.ready.remove(&key);
+        rustix::fs::renameat(&self.directory, kept_name(key), to, name)?;
+        Ok(true)
+    }
+}

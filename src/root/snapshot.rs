@@ -1,0 +1,405 @@
+//! The books of snapshots: which changes are below a jail's upper (`jails/NAME/base.json`), which
+//! a label stands for (`jails/NAME/snapshots/LABEL.json`), and what is being done (`pending/NAME`).
+//!
+//! Every change of these begins with the pending file, which says all that is to be true in the
+//! end, and ends with its removal; [`settle`] finishes or undoes what was cut off anywhere between.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, bail, ensure};
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
+
+use super::volume::jail_directory;
+use super::{changes, removal};
+use crate::jail::JailName;
+use crate::journal;
+use crate::sys::file;
+
+/// Of the three files.
+pub const SCHEMA: u32 = 1;
+const LABEL_BYTES_MAX: usize = 63;
+/// Snapshots of one jail.
+pub const SNAPSHOTS_MAX: usize = 10_000;
+/// The snapshot of what a rollback has replaced.
+pub const BEFORE_ROLLBACK: &str = "before-rollback";
+
+/// The changes below a jail's own upper, topmost first; there is no file where there are none.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+struct Base {
+    schema: u32,
+    chain: Vec<String>,
+}
+
+/// What one label stands for.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Snapshot {
+    pub schema: u32,
+    pub label: String,
+    pub at_ms: u64,
+    /// Topmost first.
+    pub chain: Vec<String>,
+    /// The template's layers at that time.
+    pub layers: Vec<String>,
+    pub how: How,
+    /// Milliseconds that the jail stood still for it; none where it was not running.
+    pub pause_ms: Option<f64>,
+    /// Milliseconds that putting everything on the disk took.
+    pub flush_ms: f64,
+    /// The label prefix of the `[[snapshot]]` that it was taken for.
+    #[serde(default)]
+    pub schedule: Option<String>,
+}
+
+/// How a snapshot's own part came to be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum How {
+    /// The stopped jail's upper was set aside, and a new one begun over it.
+    Moved,
+    /// Copied while the jail stood still, blocks shared.
+    Shared,
+    /// Copied, with all its data.
+    Copied,
+    /// Nothing was written since the last one.
+    Unchanged,
+}
+
+/// One operation, from its first trace to its last.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Pending {
+    pub schema: u32,
+    /// The changes that are being set aside or copied. None: there was nothing to.
+    pub change: Option<String>,
+    /// What a label is to stand for.
+    pub snapshot: Option<Snapshot>,
+    /// What is to be below the upper.
+    pub base: Option<Vec<String>>,
+    /// The jail was frozen for it, by us.
+    pub froze: bool,
+    /// The jail's upper was copied and not moved, and is to be emptied.
+    #[serde(default)]
+    pub clear: bool,
+    /// The definition of a new jail, made of what is set aside: its file and text.
+    #[serde(default)]
+    pub definition: Option<(PathBuf, String)>,
+}
+
+/// A label: a file name that needs no escaping anywhere.
+pub fn check_label(label: &str) -> Result<()> {
+    let allowed = |byte: u8| byte.is_ascii_alphanumeric() || b"-_.:".contains(&byte);
+    let starts_well = label.bytes().next().is_some_and(|byte| byte.is_ascii_alphanumeric());
+    ensure!(
+        starts_well && label.len() <= LABEL_BYTES_MAX && label.bytes().all(allowed),
+        "`{label}` is not a label: a letter or digit, then up to 62 of letters, digits, - _ . :"
+    );
+    Ok(())
+}
+
+fn base_path(state: &Path, name: &JailName) -> PathBuf {
+    jail_directory(state, name).join("base.json")
+}
+
+fn snapshots(state: &Path, name: &JailName) -> PathBuf {
+    jail_directory(state, name).join("snapshots")
+}
+
+fn snapshot_path(state: &Path, name: &JailName, label: &str) -> PathBuf {
+    snapshots(state, name).join(format!("{label}.json"))
+}
+
+fn pending_path(state: &Path, name: &str) -> PathBuf {
+    state.join("pending").join(name)
+}
+
+fn read<T: DeserializeOwned>(path: &Path) -> Result<Option<T>> {
+    match fs::read(path) {
+        Ok(text) => {
+            let value = serde_json::from_slice(&text).with_context(|| format!("read {}", path.display()))?;
+            Ok(Some(value))
+        }
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(error).with_context(|| format!("read {}", path.display())),
+    }
+}
+
+fn write<T: Serialize>(path: &Path, value: &T) -> Result<()> {
+    let directory = path.parent().expect("each of these lies in a directory");
+    journal::make_directory(directory, 0o700)?;
+    let text = serde_json::to_vec_pretty(value).context("write a record")?;
+    journal::replace_synced(path, &text)
+}
+
+/// The changes below the jail's upper, topmost first.
+pub fn base(state: &Path, name: &JailName) -> Result<Vec<String>> {
+    Ok(read::<Base>(&base_path(state, name))?.unwrap_or_default().chain)
+}
+
+fn write_base(state: &Path, name: &JailName, chain: &[String]) -> Result<()> {
+    let path = base_path(state, name);
+    if chain.is_empty() {
+        return journal::remove(&path);
+    }
+    write(&path, &Base { schema: SCHEMA, chain: chain.to_vec() })
+}
+
+/// Lets go of what is below the jail's upper; for a root that is made anew.
+pub fn forget_base(state: &Path, name: &JailName) -> Result<()> {
+    let path = base_path(state, name);
+    if !path.exists() {
+        return Ok(());
+    }
+    journal::remove(&path)?;
+    changes::sweep(state)
+}
+
+pub fn find(state: &Path, name: &JailName, label: &str) -> Result<Option<Snapshot>> {
+    check_label(label)?;
+    read(&snapshot_path(state, name, label))
+}
+
+/// A jail's snapshots, oldest first.
+pub fn list(state: &Path, name: &JailName) -> Result<Vec<Snapshot>> {
+    let mut all: Vec<Snapshot> = Vec::new();
+    for label in labels(&snapshots(state, name))? {
+        all.extend(find(state, name, &label)?);
+    }
+    all.sort_by(|a, b| (a.at_ms, &a.label).cmp(&(b.at_ms, &b.label)));
+    Ok(all)
+}
+
+fn labels(directory: &Path) -> Result<Vec<String>> {
+    let opened = match file::open_directory(directory) {
+        Ok(opened) => opened,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        Err(error) => return Err(error).with_context(|| format!("open {}", directory.display())),
+    };
+    let names = file::names(&opened, SNAPSHOTS_MAX).context("list the snapshots")?;
+    let label = |name: std::ffi::OsString| Some(name.to_str()?.strip_suffix(".json")?.to_owned());
+    Ok(names.into_iter().filter_map(label).filter(|label| check_label(label).is_ok()).collect())
+}
+
+/// Removes a label; what only it named is swept away afterwards.
+pub fn remove(state: &Path, name: &JailName, label: &str) -> Result<()> {
+    check_label(label)?;
+    journal::remove(&snapshot_path(state, name, label))
+}
+
+/// The changes that any jail, any snapshot or any pending operation names.
+pub fn named(state: &Path) -> Result<BTreeSet<String>> {
+    let mut named = BTreeSet::new();
+    for name in pending_names(state)? {
+        if let Some(pending) = read::<Pending>(&pending_path(state, name.as_str()))? {
+            named.extend(pending.change);
+            named.extend(pending.base.into_iter().flatten());
+            named.extend(pending.snapshot.into_iter().flat_map(|snapshot| snapshot.chain));
+        }
+    }
+    for name in jails(state)? {
+        named.extend(base(state, &name)?);
+        named.extend(list(state, &name)?.into_iter().flat_map(|snapshot| snapshot.chain));
+    }
+    Ok(named)
+}
+
+fn jails(state: &Path) -> Result<Vec<JailName>> {
+    names(&state.join("jails"))
+}
+
+/// The jails of which something is pending.
+pub fn pending_names(state: &Path) -> Result<Vec<JailName>> {
+    names(&state.join("pending"))
+}
+
+fn names(directory: &Path) -> Result<Vec<JailName>> {
+    let entries = match fs::read_dir(directory) {
+        Ok(entries) => entries,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        Err(error) => return Err(error).with_context(|| format!("list {}", directory.display())),
+    };
+    let mut names = Vec::new();
+    for entry in entries {
+        let entry = entry.with_context(|| format!("list {}", directory.display()))?;
+        names.extend(entry.file_name().to_str().and_then(|name| JailName::new(name).ok()));
+    }
+    Ok(names)
+}
+
+pub fn pending(state: &Path, name: &JailName) -> Result<Option<Pending>> {
+    read(&pending_path(state, name.as_str()))
+}
+
+/// Writes down what is about to be done. The changes that it leads to must still be there.
+pub fn begin(state: &Path, name: &JailName, pending: &Pending) -> Result<()> {
+    let _guard = changes::guard(state)?;
+    let lists = [pending.base.as_ref(), pending.snapshot.as_ref().map(|snapshot| &snapshot.chain)];
+    for id in lists.into_iter().flatten().flatten() {
+        if pending.change.as_ref() != Some(id) && !changes::is_whole(state, id) {
+            bail!("the changes {id} are gone");
+        }
+    }
+    for chain in lists.into_iter().flatten() {
+        let most = changes::CHAIN_MAX;
+        ensure!(chain.len() <= most, "more than {most} snapshots lie below each other");
+    }
+    write(&pending_path(state, name.as_str()), pending)
+}
+
+/// Finishes what is pending when its changes are whole, and else undoes it. `thaw` lets the jail
+/// go on.
+pub fn settle(state: &Path, name: &JailName, thaw: &dyn Fn() -> Result<()>) -> Result<()> {
+    let Some(pending) = pending(state, name)? else { return Ok(()) };
+    if pending.froze {
+        thaw().context("thaw the jail after a snapshot that was cut off")?;
+    }
+    let whole = pending.change.as_ref().is_none_or(|id| changes::is_whole(state, id));
+    if whole { finish(state, name, &pending) } else { undo(state, name) }
+}
+
+/// The end of every operation: what it was to lead to becomes true.
+pub fn finish(state: &Path, name: &JailName, pending: &Pending) -> Result<()> {
+    let _guard = changes::guard(state)?;
+    if let Some(base) = &pending.base {
+        write_base(state, name, base)?;
+    }
+    if let Some(snapshot) = &pending.snapshot {
+        write(&snapshot_path(state, name, &snapshot.label), snapshot)?;
+    }
+    if let Some((file, text)) = pending.definition.as_ref().filter(|(file, _)| !file.exists()) {
+        // Written at once and whole: a daemon may be looking.
+        journal::replace_synced(file, text.as_bytes())?;
+    }
+    end(state, name)
+}
+
+/// Forgets an operation whose changes never became whole.
+pub fn undo(state: &Path, name: &JailName) -> Result<()> {
+    end(state, name)?;
+    changes::sweep(state)
+}
+
+fn end(state: &Path, name: &JailName) -> Result<()> {
+    journal::remove(&pending_path(state, name.as_str()))
+}
+
+/// Removes all labels and the base of a jail that is destroyed.
+pub fn destroy(state: &Path, name: &JailName) -> Result<()> {
+    end(state, name)?;
+    journal::remove(&base_path(state, name))?;
+    if let Ok(directory) = file::open_directory(&jail_directory(state, name)) {
+        removal::remove(&directory, "snapshots".as_ref())?;
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn labels_are_file_names() {
+        for good in ["a", "2026-11-25T10:00:00", "hourly-1", "v1.2_b", &"a".repeat(63)] {
+            assert!(check_label(good).is_ok(), "{good}");
+        }
+        for bad in ["", ".", "..", ".a", "-a", "a/b", "a b", "ä", "a\0", &"a".repeat(64)] {
+            assert!(check_label(bad).is_err(), "{bad}");
+        }
+    }
+
+    fn snapshot(label: &str, chain: &[&str]) -> Snapshot {
+        Snapshot {
+            schema: SCHEMA,
+            label: label.into(),
+            at_ms: 1,
+            chain: chain.iter().map(ToString::to_string).collect(),
+            layers: Vec::new(),
+            how: How::Moved,
+            pause_ms: None,
+            flush_ms: 0.0,
+            schedule: None,
+        }
+    }
+
+    fn set_aside(state: &Path, id: &str, jail: &JailName, range: u32) {
+        let origin = changes::Origin { schema: 1, jail: jail.clone(), first_id: 7, range: Some(range) };
+        changes::begin(state, id, &origin).unwrap();
+        fs::create_dir(changes::upper(state, id)).unwrap();
+    }
+
+    /// Cut off before and after each of its steps, an operation is undone or finished whole.
+    #[test]
+    fn what_was_cut_off_is_undone_or_finished() {
+        for whole in [false, true] {
+            let directory = tempfile::tempdir().unwrap();
+            let (state, name) = (directory.path(), JailName::new("web").unwrap());
+            set_aside(state, "old", &name, 3);
+            write_base(state, &name, &["old".into()]).unwrap();
+            let chain = ["new", "old"];
+            let base = chain.map(ToOwned::to_owned).to_vec();
+            let pending = Pending {
+                schema: SCHEMA,
+                change: Some("new".into()),
+                snapshot: Some(snapshot("s", &chain)),
+                base: Some(base.clone()),
+                froze: true,
+                clear: false,
+                definition: None,
+            };
+            begin(state, &name, &pending).unwrap();
+            let origin = changes::Origin { schema: 1, jail: name.clone(), first_id: 7, range: None };
+            changes::begin(state, "new", &origin).unwrap();
+            if whole {
+                fs::create_dir(changes::upper(state, "new")).unwrap();
+            }
+            let thawed = std::cell::Cell::new(0);
+            let thaw = || {
+                thawed.set(thawed.get() + 1);
+                Ok(())
+            };
+            settle(state, &name, &thaw).unwrap();
+            settle(state, &name, &thaw).unwrap();
+            assert_eq!(thawed.get(), 1);
+            assert_eq!(super::base(state, &name).unwrap(), if whole { base } else { vec!["old".to_owned()] });
+            assert_eq!(find(state, &name, "s").unwrap().is_some(), whole);
+            assert_eq!(state.join("changes/new").exists(), whole);
+            assert!(pending_names(state).unwrap().is_empty());
+        }
+    }
+
+    #[test]
+    fn changes_stay_as_long_as_somebody_names_them() {
+        let directory = tempfile::tempdir().unwrap();
+        let (state, web, copy) =
+            (directory.path(), JailName::new("web").unwrap(), JailName::new("copy").unwrap());
+        fs::create_dir(state.join("ids")).unwrap();
+        std::os::unix::fs::symlink("web", state.join("ids/3")).unwrap();
+        for id in ["one", "two", "three"] {
+            set_aside(state, id, &web, 3);
+        }
+        write(&snapshot_path(state, &web, "s"), &snapshot("s", &["one"])).unwrap();
+        write_base(state, &web, &["two".into()]).unwrap();
+        write_base(state, &copy, &["one".into()]).unwrap();
+        assert_eq!(changes::unused(state).unwrap(), ["three"]);
+        changes::sweep(state).unwrap();
+        destroy(state, &web).unwrap();
+        changes::sweep(state).unwrap();
+        assert!(changes::inherit_range(state, 3).unwrap(), "the copy still has files of these ids");
+        let left = || changes::own_lowers(state, &["one".into()]).is_ok();
+        assert!(left() && !changes::is_whole(state, "two"));
+        forget_base(state, &copy).unwrap();
+        assert!(!left());
+        assert!(fs::read_link(state.join("ids/3")).is_err(), "the range is free again");
+        let gone = Pending {
+            schema: 1,
+            change: None,
+            snapshot: None,
+            base: Some(vec!["one".into()]),
+            froze: false,
+            clear: false,
+            definition: None,
+        };
+        assert!(begin(state, &copy, &gone).is_err(), "what is gone is not built upon");
+    }
+}

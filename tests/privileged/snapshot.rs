@@ -1,0 +1,263 @@
+//! Snapshots, rollbacks and clones: of jails that run and that do not, cut off anywhere, and on
+//! file systems that share blocks.
+
+use std::os::unix::fs::MetadataExt;
+use std::time::{Duration, Instant};
+
+use rustix::process::Signal;
+use serde_json::Value;
+
+use crate::apply::SLEEP;
+use crate::machine::{Machine, pid_of};
+
+fn labels(machine: &Machine, name: &str) -> Vec<String> {
+    let answer: Value = serde_json::from_str(&machine.good(&["snapshot", "--list", name, "--json"])).unwrap();
+    let label = |item: &Value| item["label"].as_str().unwrap().to_owned();
+    answer["items"].as_array().unwrap().iter().map(label).collect()
+}
+
+fn take(machine: &Machine, name: &str, label: &str) -> Value {
+    let answer: Value = serde_json::from_str(&machine.good(&["snapshot", name, label, "--json"])).unwrap();
+    answer["items"][0].clone()
+}
+
+fn count(machine: &Machine, directory: &str) -> usize {
+    let entries = std::fs::read_dir(machine.state().join(directory)).into_iter().flatten();
+    entries.flatten().filter(|entry| !entry.file_name().to_string_lossy().starts_with('.')).count()
+}
+
+#[test]
+fn a_running_jail_is_put_back_to_what_it_was() {
+    let Some(machine) = Machine::new() else { return };
+    machine.jail("a", SLEEP);
+    machine.jail("b", &format!("depend = ['a']\n{SLEEP}"));
+    machine.good(&["apply"]);
+    machine.inside(
+        "a",
+        "echo one > /srv/f; mkdir /srv/d; echo x > /srv/d/x; chown 7:8 /srv/f; ln -s /etc/passwd /srv/l",
+    );
+    let pid = machine.pid("a");
+    let taken = take(&machine, "a", "one");
+    assert_eq!(machine.pid("a"), pid, "it runs on");
+    assert!(taken["pause_ms"].as_f64().unwrap() < 1000.0, "{taken}");
+    assert_eq!(machine.state_of("a"), "running");
+    machine.inside("a", "echo two > /srv/f; rm -r /srv/d /srv/l; echo new > /srv/new");
+    let other = machine.pid("b");
+    machine.status(&["rollback", "a", "one"], 2);
+    machine.good(&["rollback", "a", "one", "--yes"]);
+    let look = "cat /srv/f /srv/d/x; stat -c %u:%g /srv/f; readlink /srv/l; ls /srv";
+    assert_eq!(machine.inside("a", look), "one\nx\n7:8\n/etc/passwd\nd\nf\nl\n");
+    assert_ne!(machine.pid("a"), pid, "it was stopped for it");
+    assert_ne!(machine.pid("b"), other, "and so was what runs on it");
+    assert_eq!(machine.good(&["apply"]), "No changes.\n");
+    assert_eq!(labels(&machine, "a"), ["one", "before-rollback"]);
+    machine.good(&["rollback", "a", "before-rollback", "--yes", "--discard"]);
+    assert_eq!(machine.inside("a", "cat /srv/f; ls /srv"), "two\nf\nnew\n");
+    machine.good(&["rollback", "a", "one", "--yes"]);
+    assert_eq!(machine.inside("a", "cat /srv/f"), "one\n", "a snapshot is not used up");
+    machine.good(&["snapshot", "a", "--rm", "one", "--rm", "before-rollback"]);
+    assert_eq!(machine.inside("a", "cat /srv/f"), "one\n", "what the jail stands on stays");
+    assert_eq!(count(&machine, "changes"), 1);
+    machine.good(&["destroy", "a", "b", "--yes"]);
+    assert_eq!(count(&machine, "changes"), 0);
+}
+
+#[test]
+fn a_stopped_jail_is_set_aside_and_not_copied() {
+    let Some(machine) = Machine::new() else { return };
+    machine.jail("a", SLEEP);
+    machine.good(&["apply"]);
+    machine.inside("a", "echo one > /srv/f; rm -r /var/tmp");
+    machine.good(&["stop", "a"]);
+    let inode = std::fs::metadata(machine.state().join("jails/a/upper/srv/f")).unwrap().ino();
+    let taken = take(&machine, "a", "one");
+    assert_eq!((&taken["how"], &taken["pause_ms"]), (&"moved".into(), &Value::Null), "{taken}");
+    let id = std::fs::read_dir(machine.state().join("changes"))
+        .unwrap()
+        .flatten()
+        .find(|e| e.path().is_dir())
+        .unwrap();
+    assert_eq!(std::fs::metadata(id.path().join("upper/srv/f")).unwrap().ino(), inode, "the same file");
+    assert_eq!(take(&machine, "a", "again")["how"], "unchanged");
+    assert!(machine.status(&["snapshot", "a", "one"], 1).contains("already"));
+    machine.good(&["start", "a"]);
+    assert_eq!(
+        machine.inside("a", "cat /srv/f; test -e /var/tmp || echo gone; echo two >> /srv/f; cat /srv/f"),
+        "one\ngone\none\ntwo\n"
+    );
+    machine.good(&["stop", "a"]);
+    for round in 0..20 {
+        take(&machine, "a", &format!("round-{round}"));
+        machine.good(&["start", "a"]);
+        machine.inside("a", &format!("echo {round} > /srv/r{round}"));
+        machine.good(&["stop", "a"]);
+    }
+    machine.good(&["start", "a"]);
+    let expect = "0\n10\n19\n";
+    assert_eq!(
+        machine.inside("a", "cat /srv/r0 /srv/r10 /srv/r19"),
+        expect,
+        "more lowers than one option can name"
+    );
+    machine.good(&["stop", "a"]);
+    machine.good(&["rollback", "a", "one", "--yes"]);
+    assert_eq!(machine.state_of("a"), "stopped", "it was down, and stays so");
+    machine.good(&["start", "a"]);
+    assert_eq!(machine.inside("a", "cat /srv/f; ls /srv"), "one\nf\n");
+}
+
+#[test]
+fn a_clone_is_a_jail_of_its_own() {
+    let Some(machine) = Machine::new() else { return };
+    machine.host("[bridge.stockade0]\naddress = [\"10.77.0.1/24\"]\n");
+    let network =
+        "# Its network.\n[network]\nmode = \"vnet\" # on the bridge\naddress = [\"10.77.0.9/24\"]\n";
+    machine.jail("a", &format!("{SLEEP}{network}"));
+    machine.good(&["apply"]);
+    machine.inside("a", "echo one > /srv/f; chown 5:6 /srv/f; chmod 4755 /srv/f");
+    let said = machine.status(&["clone", "a", "b"], 3);
+    assert!(said.contains("10.77.0.9") && said.contains("--address"), "{said}");
+    assert_eq!(count(&machine, "changes"), 0, "a refusal leaves nothing");
+    machine.good(&["clone", "a", "b", "--address", "10.77.0.10/24"]);
+    let text = std::fs::read_to_string(machine.config().join("jails.d/b.toml")).unwrap();
+    assert!(
+        text.contains("# Its network.") && text.contains("# on the bridge") && text.contains("10.77.0.10/24"),
+        "{text}"
+    );
+    machine.good(&["apply"]);
+    let look = "cat /srv/f; stat -c %u:%g:%a /srv/f";
+    assert_eq!(machine.inside("b", look), "one\n5:6:4755\n", "with ids of its own");
+    assert_ne!(machine.record("a")["first_id"], machine.record("b")["first_id"]);
+    machine.inside("b", "echo two > /srv/f; echo b > /srv/b");
+    assert_eq!(machine.inside("a", "cat /srv/f; ls /srv"), "one\nf\n", "the one does not see the other");
+    machine.inside("a", "rm /srv/f");
+    assert_eq!(machine.inside("b", "cat /srv/f /srv/b"), "two\nb\n");
+    // Of the clone, and of the clone as it was.
+    take(&machine, "b", "s");
+    machine.inside("b", "rm /srv/b");
+    machine.good(&["clone", "b", "c", "--from", "s", "--address", "10.77.0.11/24"]);
+    machine.good(&["apply"]);
+    assert_eq!(machine.inside("c", "cat /srv/f /srv/b; stat -c %u:%g /srv/f"), "two\nb\n5:6\n");
+    // Without their model.
+    for name in ["a", "b"] {
+        machine.remove(name);
+        machine.good(&["destroy", name, "--yes"]);
+    }
+    machine.good(&["restart", "c"]);
+    assert_eq!(machine.inside("c", "cat /srv/f /srv/b; stat -c %u:%g /srv/f"), "two\nb\n5:6\n");
+    assert!(machine.good(&["gc", "--dry-run"]).contains("Nothing"));
+    machine.remove("c");
+    machine.good(&["destroy", "c", "--yes"]);
+    assert_eq!(count(&machine, "changes"), 0);
+    assert_eq!(count(&machine, "ids"), 0, "and their ids are free again");
+}
+
+/// Enough files that a copy is cut off in the middle.
+const MANY: &str = "mkdir /srv/many; i=0; while [ $i -lt 800 ]; do echo $i > /srv/many/$i; i=$((i+1)); done";
+
+#[test]
+fn what_is_cut_off_anywhere_is_finished_or_undone() {
+    let Some(machine) = Machine::new() else { return };
+    machine.jail("a", SLEEP);
+    machine.good(&["apply"]);
+    machine.inside("a", MANY);
+    take(&machine, "a", "first");
+    machine.inside("a", "echo later > /srv/later");
+    let cut = |args: &[&str], after: Duration| {
+        let mut child = machine.command(args).spawn().unwrap();
+        std::thread::sleep(after);
+        rustix::process::kill_process(pid_of(&child), Signal::KILL).unwrap();
+        child.wait().unwrap();
+        machine.good(&["apply"]);
+        assert_eq!(machine.state_of("a"), "running", "{args:?} cut after {after:?}");
+        assert_eq!(machine.good(&["apply"]), "No changes.\n");
+        assert_eq!(count(&machine, "pending"), 0);
+        assert_eq!(machine.inside("a", "ls /srv/many | wc -l"), "800\n", "{args:?} cut after {after:?}");
+    };
+    // Each is made once as a whole, and then cut in every eighth of the time that took.
+    let whole = |args: &[&str]| {
+        let start = Instant::now();
+        machine.good(args);
+        start.elapsed()
+    };
+    let mut finished = [0; 3];
+    let time = whole(&["snapshot", "a", "whole"]);
+    for round in 1..=8_u32 {
+        let label = format!("cut-{round}");
+        cut(&["snapshot", "a", &label], time * round / 8);
+        finished[0] += usize::from(labels(&machine, "a").contains(&label));
+    }
+    let time = whole(&["rollback", "a", "first", "--yes"]);
+    for round in 1..=8_u32 {
+        machine.inside("a", &format!("touch /srv/now-{round}"));
+        cut(&["rollback", "a", "first", "--yes"], time * round / 8);
+        let now = machine.inside("a", &format!("ls /srv/now-{round} 2>/dev/null || true"));
+        finished[1] += usize::from(now.is_empty());
+    }
+    machine.good(&["rollback", "a", "first", "--yes"]);
+    assert_eq!(machine.inside("a", "ls /srv"), "many\n");
+    machine.inside("a", "for i in /srv/many/*; do echo more >> $i; done");
+    let time = whole(&["clone", "a", "c0"]);
+    for round in 1..=8_u32 {
+        let name = format!("c{round}");
+        cut(&["clone", "a", &name], time * round / 8);
+        if machine.config().join(format!("jails.d/{name}.toml")).exists() {
+            finished[2] += 1;
+            assert_eq!(
+                machine.inside(&name, "ls /srv/many | wc -l; tail -qn1 /srv/many/*1 | sort -u"),
+                "800\nmore\n"
+            );
+        }
+    }
+    for round in 0..=8 {
+        let name = format!("c{round}");
+        if machine.config().join(format!("jails.d/{name}.toml")).exists() {
+            machine.remove(&name);
+            machine.good(&["destroy", &name, "--yes"]);
+        }
+    }
+    eprintln!("finished of 8 each: {finished:?}");
+    machine.good(&["snapshot", "a", "--rm", "first"]);
+}
+
+#[test]
+fn snapshots_are_listed_and_wrong_names_are_told() {
+    let Some(machine) = Machine::new() else { return };
+    machine.jail("a", SLEEP);
+    machine.good(&["apply"]);
+    machine.good(&["snapshot", "a"]);
+    let label = labels(&machine, "a").remove(0);
+    assert_eq!(label.len(), "20261125-103000".len(), "{label}");
+    assert!(machine.good(&["snapshot", "--list"]).contains(&label));
+    for (args, word) in [
+        (vec!["snapshot", "a", "../x"], "label"),
+        (vec!["snapshot", "z"], "no jail"),
+        (vec!["rollback", "a", "nope", "--yes"], "no snapshot"),
+        (vec!["snapshot", "a", "--rm", "nope"], "no snapshot"),
+        (vec!["clone", "a", "a"], "exists"),
+        (vec!["clone", "a", "b", "--from", "nope"], "no snapshot"),
+    ] {
+        let said = machine.status(&args, 1);
+        assert!(said.contains(word), "{said}");
+    }
+    machine.jail("m", &SLEEP.replace("[exec]", "root.storage = 'tmpfs'\n[exec]"));
+    machine.good(&["apply"]);
+    assert!(machine.status(&["snapshot", "m"], 1).contains("tmpfs"));
+}
+
+/// 10 GiB in one file, most of it a hole: a rename does not look at it.
+#[test]
+fn a_stopped_jail_of_ten_gigabytes_is_set_aside_at_once() {
+    let Some(machine) = Machine::new() else { return };
+    machine.jail("a", SLEEP);
+    machine.good(&["apply"]);
+    machine.inside("a", "dd if=/dev/zero of=/srv/big bs=1M count=1 seek=10239 2>/dev/null; for i in 1 2 3; do cp -r /etc /srv/$i; done; sync");
+    machine.good(&["stop", "a"]);
+    let start = Instant::now();
+    let taken = take(&machine, "a", "big");
+    let all = start.elapsed().as_secs_f64() * 1e3;
+    let own = all - taken["flush_ms"].as_f64().unwrap();
+    eprintln!("snapshot of 10 GiB: {all:.1} ms, {own:.1} ms without the flush");
+    assert!(own < 250.0, "{own} ms");
+    machine.good(&["rollback", "a", "big", "--yes"]);
+}

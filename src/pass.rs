@@ -7,7 +7,7 @@ use anyhow::Result;
 
 use crate::desired::{Desired, Paths};
 use crate::diagnostic::Diagnostic;
-use crate::execute::{self, Host, Outcome, Progress};
+use crate::execute::{self, Host, Outcome, Progress, scheduled};
 use crate::jail::JailName;
 use crate::journal::lock;
 use crate::live::Live;
@@ -85,6 +85,17 @@ fn carry_out(
         failures = execute::execute(&host, &desired, &plan, options.progress);
     }
     Ok(Passed { diagnostics, desired, live, plan, failures, applied: apply })
+}
+
+/// After a pass: takes the snapshots that are due. No lock but the jail's own is held for it, for
+/// a copy may take its time and others need not wait.
+pub fn take_due(passed: &Passed, only: &[JailName], progress: Progress<'_>) -> Result<scheduled::Report> {
+    let any = passed.desired.jails.values().any(|wanted| !wanted.jail.snapshot.is_empty());
+    if !passed.applied || !any {
+        return Ok(scheduled::Report::default());
+    }
+    let host = Host::open(passed.desired.host.clone())?;
+    Ok(scheduled::take_due(&host, &passed.desired, only, progress))
 }
 
 impl Passed {

@@ -52,6 +52,10 @@ pub fn apply(options: &Options, only: &[String], no_restart: bool) -> Result<i32
     for (name, reason) in reasons(&passed.failures) {
         eprintln!("stockade: {name}: {reason}");
     }
+    let snapshots = take_due(options, only, &passed)?;
+    for (name, reason) in &snapshots.failures {
+        eprintln!("stockade: {name}: {reason}");
+    }
     // Those with errors in their files have had their diagnostics.
     for (name, reason) in
         passed.plan.refused.iter().filter(|(name, _)| !passed.desired.broken.contains_key(name))
@@ -62,8 +66,18 @@ pub fn apply(options: &Options, only: &[String], no_restart: bool) -> Result<i32
         return Ok(INVALID);
     }
     // Refused without a diagnostic: the host cannot enforce what the definition asks for.
-    let done = passed.failures.is_empty() && passed.plan.refused.is_empty();
+    let done = passed.failures.is_empty() && passed.plan.refused.is_empty() && snapshots.failures.is_empty();
     Ok(if done { DONE } else { FAILED })
+}
+
+fn take_due(options: &Options, only: &[String], passed: &Passed) -> Result<execute::scheduled::Report> {
+    let only: Vec<JailName> = only.iter().filter_map(|name| JailName::new(name).ok()).collect();
+    let progress = |name: &JailName, what: &str| {
+        if !options.json {
+            eprintln!("{name}: {what}");
+        }
+    };
+    pass::take_due(passed, &only, &progress)
 }
 
 fn with_failures(passed: &Passed) -> serde_json::Value {
@@ -146,10 +160,12 @@ fn one_pass(paths: &crate::desired::Paths, stop: &AtomicBool) -> Result<daemon::
         planned: &unseen,
     };
     let passed = pass::pass(paths, &asked)?;
+    let snapshots = pass::take_due(&passed, &[], &progress)?;
+    let failures = reasons(&passed.failures).map(|(name, reason)| (name.clone(), reason));
     Ok(daemon::PassReport {
         diagnostics: passed.diagnostics.iter().map(crate::diagnostic::Diagnostic::summary).collect(),
-        failures: reasons(&passed.failures).map(|(name, reason)| (name.clone(), reason)).collect(),
+        failures: failures.chain(snapshots.failures).collect(),
         up: passed.up(),
-        wake_ms: passed.plan.wake_ms,
+        wake_ms: passed.plan.wake_ms.into_iter().chain(snapshots.wake_ms).min(),
     })
 }

@@ -101,7 +101,7 @@ pub fn snapshot(options: &Options, asked: &TakeArgs) -> Result<i32> {
     }
     let (desired, host) = open(options)?;
     let wanted = jail(&desired, name)?;
-    let label = asked.label.clone().unwrap_or_else(now_label);
+    let label = asked.label.clone().unwrap_or_else(|| books::time_label(crate::journal::now_ms()));
     books::check_label(&label)?;
     execute::catch_interrupt()?;
     let bar = bar(options.json, name);
@@ -112,12 +112,6 @@ pub fn snapshot(options: &Options, asked: &TakeArgs) -> Result<i32> {
     let taken = taken.with_context(|| format!("take a snapshot of {name}"))?;
     report(options, name, &taken);
     Ok(DONE)
-}
-
-/// `20261125-103000`, in UTC.
-pub fn now_label() -> String {
-    let now = jiff::Timestamp::now();
-    now.to_zoned(jiff::tz::TimeZone::UTC).strftime("%Y%m%d-%H%M%S").to_string()
 }
 
 fn bar(json: bool, name: &str) -> ProgressBar {

@@ -6,6 +6,7 @@ pub mod hook;
 mod inside;
 mod keeper;
 pub mod schedule;
+pub mod scheduled;
 pub mod snapshot;
 mod start;
 mod stop;

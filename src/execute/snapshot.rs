@@ -131,6 +131,21 @@ pub fn take(host: &Host, wanted: &DesiredJail, asked: &Asked<'_>) -> Result<Snap
     Ok(snapshot)
 }
 
+/// The same, unless the jail is down and has written nothing since the last snapshot of any kind.
+pub fn take_if_new(host: &Host, wanted: &DesiredJail, asked: &Asked<'_>) -> Result<Option<Snapshot>> {
+    refuse(wanted)?;
+    let name = &wanted.jail.name;
+    let held = hold(host, name)?;
+    let base = books::base(held.state, name)?;
+    let is_known = || -> Result<bool> {
+        Ok(books::list(held.state, name)?.iter().any(|snapshot| snapshot.chain == base))
+    };
+    if held.next_id().is_none() && is_known()? {
+        return Ok(None);
+    }
+    Ok(Some(held.take(wanted, asked)?.0))
+}
+
 /// Puts a stopped jail back to `target`. What it has now is kept under
 /// [`books::BEFORE_ROLLBACK`], if `keep`.
 pub fn roll_back(host: &Host, wanted: &DesiredJail, target: &Snapshot, keep: bool) -> Result<()> {

@@ -98,6 +98,13 @@ pub fn check_label(label: &str) -> Result<()> {
     Ok(())
 }
 
+/// `20261125-103000`, in UTC.
+pub fn time_label(at_ms: u64) -> String {
+    let at = i64::try_from(at_ms).ok().and_then(|at| jiff::Timestamp::from_millisecond(at).ok());
+    let at = at.unwrap_or_default().to_zoned(jiff::tz::TimeZone::UTC);
+    at.strftime("%Y%m%d-%H%M%S").to_string()
+}
+
 fn base_path(state: &Path, name: &JailName) -> PathBuf {
     jail_directory(state, name).join("base.json")
 }

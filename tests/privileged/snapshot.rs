@@ -261,3 +261,74 @@ fn a_stopped_jail_of_ten_gigabytes_is_set_aside_at_once() {
     assert!(own < 250.0, "{own} ms");
     machine.good(&["rollback", "a", "big", "--yes"]);
 }
+
+#[test]
+fn the_daemon_takes_snapshots_by_itself_and_removes_old_ones() {
+    let Some(mut machine) = Machine::new() else { return };
+    let schedule = "[[snapshot]]\nevery = '1s'\nkeep = 2\nlabel = 'often'\n[[snapshot]]\nevery = '1h'\n";
+    machine.jail("a", &format!("{SLEEP}{schedule}"));
+    machine.daemon = Some(machine.command(&["daemon"]).spawn().unwrap());
+    machine.wait_until("the daemon has begun it", || machine.state_of("a") == "running");
+    let pid = machine.pid("a");
+    let often = |all: &[String]| all.iter().filter(|label| label.starts_with("often-")).count();
+    machine.wait_until("two are there", || often(&labels(&machine, "a")) == 2);
+    let first = labels(&machine, "a");
+    machine.wait_until("both were followed by others", || {
+        let now = labels(&machine, "a");
+        often(&now) == 2 && !now.iter().any(|label| label.starts_with("often-") && first.contains(label))
+    });
+    let all = labels(&machine, "a");
+    assert_eq!(all.iter().filter(|label| label.starts_with("auto-")).count(), 1, "{all:?}");
+    assert_eq!(machine.pid("a"), pid, "no snapshot stops it");
+    machine.end_daemon();
+    // Without a daemon an apply does it; a jail that is down and the same as before needs none.
+    machine.good(&["stop", "a"]);
+    std::thread::sleep(Duration::from_millis(1100));
+    machine.good(&["apply"]);
+    let all = labels(&machine, "a");
+    std::thread::sleep(Duration::from_millis(1100));
+    machine.good(&["apply"]);
+    assert_eq!(labels(&machine, "a"), all);
+    machine.good(&["rollback", "a", all.last().unwrap(), "--yes"]);
+}
+
+#[test]
+fn paths_of_the_root_are_read_only_or_hidden() {
+    let Some(machine) = Machine::new() else { return };
+    let base = machine.path().join("base");
+    crate::templates::busybox_root(&base);
+    for (file, text) in
+        [("etc/secret", "s"), ("srv/hidden/file", "h"), ("srv/fixed/file", "f"), ("srv/open", "o")]
+    {
+        std::fs::create_dir_all(base.join(file).parent().unwrap()).unwrap();
+        std::fs::write(base.join(file), text).unwrap();
+    }
+    std::os::unix::fs::symlink("/etc", base.join("srv/link")).unwrap();
+    machine.write("templates/t/template.toml", &format!("[base]\ndirectory = '{}'\n", base.display()));
+    let mount = |kind: &str, target: &str| format!("[[mount]]\ntype = '{kind}'\ntarget = '{target}'\n");
+    let jail = |mounts: &str| {
+        machine.jail("a", &format!("template = 't'\n[exec]\ncommand = ['/bin/sleep', '1000']\n{mounts}"));
+    };
+    let optional = format!("{}options = ['optional']\n", mount("hidden", "/srv/absent"));
+    jail(
+        &[
+            mount("hidden", "/etc/secret"),
+            mount("hidden", "/srv/hidden"),
+            mount("readonly", "/srv/fixed"),
+            optional,
+        ]
+        .concat(),
+    );
+    machine.good(&["apply"]);
+    let inside = |script: &str| machine.good(&["exec", "a", "--", "/bin/sh", "-c", script]);
+    assert_eq!(inside("cat /etc/secret; ls -A /srv/hidden; cat /srv/fixed/file /srv/open"), "fo");
+    let tried = "for f in /etc/secret /srv/hidden/new /srv/fixed/file /srv/fixed/new; do (echo x > $f) 2>/dev/null && echo $f; done; echo y > /srv/open; cat /srv/open";
+    assert_eq!(inside(tried), "y\n");
+    assert_eq!(inside("test -e /srv/absent || echo none"), "none\n");
+    // What is to be protected and is not there, or is elsewhere, stops the start.
+    for target in ["/srv/absent", "/srv/link/secret"] {
+        jail(&mount("readonly", target));
+        let said = machine.status(&["apply"], 1);
+        assert!(said.contains(target), "{said}");
+    }
+}

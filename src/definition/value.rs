@@ -97,7 +97,6 @@ fn not_built(key: &Key, value: &Value) -> Option<Wrong> {
         Built::All => true,
         Built::Nothing => false,
         Built::Zero => value.as_u64() == Some(0),
-        Built::Only(words) => value.as_str().is_some_and(|text| words.contains(&text)),
     };
     let what = match key.built {
         Built::Nothing => key.name.to_owned(),

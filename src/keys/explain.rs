@@ -68,7 +68,6 @@ fn built_text(key: &Key) -> Option<String> {
         Built::All => None,
         Built::Nothing => Some("not built yet in this version: using it is an error".to_owned()),
         Built::Zero => Some("only 0 is built yet in this version".to_owned()),
-        Built::Only(words) => Some(format!("only {} are built yet in this version", words.join(", "))),
     }
 }
 

@@ -66,8 +66,6 @@ pub struct Key {
 pub enum Built {
     All,
     Nothing,
-    /// These choices only.
-    Only(&'static [&'static str]),
     /// Only the value 0.
     Zero,
 }

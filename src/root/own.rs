@@ -69,23 +69,20 @@ fn make(path: &Path, mode: u32) -> anyhow::Result<bool> {
 
 /// Makes `upper` and `work` in an open directory, unless they are there.
 pub fn make_in(directory: BorrowedFd<'_>, first_id: u32) -> anyhow::Result<()> {
-    make_directory(directory, "work", 0)?;
-    make_directory(directory, "upper", first_id)
+    make_directory(directory, "work", 0o700, 0)?;
+    make_directory(directory, "upper", 0o755, first_id)
 }
 
-pub fn make_directory(directory: BorrowedFd<'_>, name: &str, owner: u32) -> anyhow::Result<()> {
+pub fn make_directory(directory: BorrowedFd<'_>, name: &str, mode: u32, owner: u32) -> anyhow::Result<()> {
     match rustix::fs::mkdirat(directory, name, Mode::RWXU) {
         Ok(()) => {}
         Err(Errno::EXIST) => return file::open_child(directory, name.as_ref()).map(drop).context("open it"),
         Err(error) => return Err(error).with_context(|| format!("make directory {name}")),
     }
     let made = file::open_child(directory, name.as_ref()).with_context(|| format!("open {name}"))?;
-    if owner > 0 {
-        rustix::fs::fchown(&made, Some(Uid::from_raw(owner)), Some(Gid::from_raw(owner)))
-            .with_context(|| format!("chown {name} to {owner}"))?;
-        rustix::fs::fchmod(&made, 0o755.into()).with_context(|| format!("chmod {name}"))?;
-    }
-    Ok(())
+    rustix::fs::fchown(&made, Some(Uid::from_raw(owner)), Some(Gid::from_raw(owner)))
+        .with_context(|| format!("chown {name} to {owner}"))?;
+    rustix::fs::fchmod(&made, mode.into()).with_context(|| format!("chmod {name}"))
 }
 
 #[cfg(test)]

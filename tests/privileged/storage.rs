@@ -123,10 +123,10 @@ fn an_image_is_filled_and_grown_and_shrunk() {
     near(df(&machine, "box"), 64);
     near(fill(&machine, "box"), 64 * MIB);
     machine.inside("box", "rm /root/big; echo kept > /root/kept");
-    machine.jail("box", &idle("[limits]\ndisk = \"16M\""));
+    machine.jail("box", &idle("[limits]\ndisk = \"24M\""));
     assert!(machine.status(&["plan"], 4).contains("restart"), "an ext4 shrinks only while it is down");
     machine.good(&["apply"]);
-    near(df(&machine, "box"), 16);
+    near(df(&machine, "box"), 24);
     assert_eq!(machine.inside("box", "cat /root/kept"), "kept\n");
     // The host sees nothing of it.
     let mounts = String::from_utf8(machine.outside(&["cat", "/proc/self/mountinfo"]).stdout).unwrap();

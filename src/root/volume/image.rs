@@ -5,6 +5,7 @@
 
 use std::fs::File;
 use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
@@ -18,6 +19,8 @@ use crate::sys::{btrfs, grow, mount};
 
 /// What an image without a note of it has.
 pub const USUAL: FileSystem = FileSystem::Ext4;
+/// Below this an ext4 is made with small blocks, for else its journal would take most of it.
+const SMALL_BYTES: u64 = 32 << 20;
 /// How long a stopped jail's mount may take to go.
 const RELEASE_LIMIT: Duration = Duration::from_secs(20);
 const RELEASE_LOOK: Duration = Duration::from_millis(20);
@@ -26,7 +29,9 @@ const RELEASE_LOOK: Duration = Duration::from_millis(20);
 /// later, when it is mounted.
 pub fn create(path: &Path, file_system: FileSystem, bytes: u64) -> Result<()> {
     let shown = path.display();
-    let file = File::create(path).with_context(|| format!("create {shown}"))?;
+    let mut options = File::options();
+    options.write(true).create(true).truncate(true).mode(0o600);
+    let file = options.open(path).with_context(|| format!("create {shown}"))?;
     file.set_len(bytes).with_context(|| format!("lengthen {shown}"))?;
     let options: &[&str] = match file_system {
         // No blocks for a root who is not the jail's.
@@ -35,7 +40,10 @@ pub fn create(path: &Path, file_system: FileSystem, bytes: u64) -> Result<()> {
         }
         FileSystem::Xfs | FileSystem::Btrfs => &["-q", "-f", "-K"],
     };
-    run(&format!("mkfs.{}", file_system.as_str()), options, path, None)?;
+    // A small one may grow large: its blocks must not be those of a small one for ever.
+    let blocks: &[&str] =
+        if file_system == FileSystem::Ext4 && bytes >= SMALL_BYTES { &["-b", "4096"] } else { &[] };
+    run(&format!("mkfs.{}", file_system.as_str()), &[options, blocks].concat(), path, None)?;
     file.sync_all().with_context(|| format!("write {shown}"))
 }
 

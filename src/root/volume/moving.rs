@@ -11,6 +11,7 @@ use rustix::fs::{AtFlags, FileType, Mode, XattrFlags};
 use super::settle::{Place, begin_count, held, new_image, new_root, new_subvolume, rename_new};
 use super::{Kind, THICK, Volume, image, limit, merged};
 use crate::root::copy::{self, Owners};
+use crate::root::own;
 use crate::storage::{Choice, Held};
 use crate::sys::file;
 
@@ -42,7 +43,7 @@ fn fill(place: &Place<'_>, from: &Volume, choice: &Choice, directory: &OwnedFd) 
         }
         Kind::Overlay => {
             rustix::fs::mkdirat(directory, "upper.new", Mode::RWXU).context("make upper.new")?;
-            super::super::own::make_directory(directory.as_fd(), "work", 0)?;
+            own::make_directory(directory.as_fd(), "work", 0o700, 0)?;
             let upper = file::open_child(directory, "upper.new".as_ref())?;
             fill_upper(place, from, &upper)
         }

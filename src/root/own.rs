@@ -79,10 +79,10 @@ pub fn make_directory(directory: BorrowedFd<'_>, name: &str, mode: u32, owner: u
         Err(Errno::EXIST) => return file::open_child(directory, name.as_ref()).map(drop).context("open it"),
         Err(error) => return Err(error).with_context(|| format!("make directory {name}")),
     }
-    let made = file::open_child(directory, name.as_ref()).with_context(|| format!("open {name}"))?;
-    rustix::fs::fchown(&made, Some(Uid::from_raw(owner)), Some(Gid::from_raw(owner)))
+    let directory = file::open_child(directory, name.as_ref()).with_context(|| format!("open {name}"))?;
+    rustix::fs::fchown(&directory, Some(Uid::from_raw(owner)), Some(Gid::from_raw(owner)))
         .with_context(|| format!("chown {name} to {owner}"))?;
-    rustix::fs::fchmod(&made, mode.into()).with_context(|| format!("chmod {name}"))
+    rustix::fs::fchmod(&directory, mode.into()).with_context(|| format!("chmod {name}"))
 }
 
 #[cfg(test)]

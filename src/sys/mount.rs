@@ -65,7 +65,8 @@ pub fn clone_tree(directory: BorrowedFd<'_>, path: &Path, recursive: bool) -> io
 }
 
 /// mount_setattr(2) on the mount behind `mount`: sets and clears flags, and shifts ids through
-/// the user namespace `idmap`.
+/// the user namespace `idmap`. It is private from then on: a copy of a shared mount of the host
+/// would hand what is mounted on it to the host.
 pub fn set_attributes(
     mount: BorrowedFd<'_>,
     set: u64,
@@ -80,7 +81,7 @@ pub fn set_attributes(
     let attributes = libc::mount_attr {
         attr_set: set | idmap.map_or(0, |_| libc::MOUNT_ATTR_IDMAP),
         attr_clr: clear,
-        propagation: 0,
+        propagation: libc::MS_PRIVATE,
         userns_fd: idmap.map_or(0, |fd| u64::try_from(fd.as_raw_fd()).expect("a descriptor is not negative")),
     };
     mount_setattr(mount.as_raw_fd(), flags, &attributes)

@@ -359,3 +359,26 @@ fn what_nothing_here_can_keep_is_refused() {
     assert_eq!(machine.state_of("files"), "config-error");
     assert_eq!(machine.state_of("other"), "running");
 }
+
+/// As under systemd, where each mount passes on what is mounted below it.
+#[test]
+fn on_shared_mounts_nothing_of_a_jail_comes_out() {
+    let Some(machine) = machine() else { return };
+    let shared = machine.outside(&["mount", "--make-rshared", "/"]);
+    assert!(shared.status.success(), "{shared:?}");
+    machine.jail("thick", &idle("[root]\nstorage = \"directory\""));
+    machine.good(&["apply"]);
+    let copy = machine.path().join("copy").display().to_string();
+    let thick = machine.state().join("jails/thick/root").display().to_string();
+    assert!(machine.outside(&["cp", "-a", &thick, &copy]).status.success());
+    let own_usr = "[[mount]]\nsource = \"/usr\"\ntarget = \"/usr\"\noptions = [\"ro\", \"rbind\"]\n";
+    machine.jail("path", &idle(own_usr).replace("template = \"host\"", &format!("path = \"{copy}\"")));
+    machine.jail("image", &idle("[limits]\ndisk = \"16M\""));
+    machine.good(&["apply"]);
+    for name in ["thick", "path", "image"] {
+        assert_eq!(machine.inside(name, "echo in > /root/x; cat /root/x"), "in\n");
+    }
+    let mounts = String::from_utf8(machine.outside(&["cat", "/proc/self/mountinfo"]).stdout).unwrap();
+    let below = machine.path().display().to_string();
+    assert!(!mounts.contains(&below), "{mounts}");
+}

@@ -107,6 +107,8 @@ pub enum LayerSource {
     Debootstrap(Debootstrap),
     /// What lines, run in a jail on the layers below, have changed.
     Build(Build),
+    /// One that an earlier start has made: it is there, or nowhere.
+    Built,
     /// The copied (not rendered) part of a template's `files/`, sorted by target.
     Files(Vec<CopiedFile>),
 }

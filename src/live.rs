@@ -172,6 +172,10 @@ pub struct Record {
     /// Phases whose hook has run, or would have if it had lines, so that none runs twice and each
     /// is answered by its counterpart; and [`Phase::Terminate`], see [`Record::was_asked`].
     pub hooks_done: BTreeSet<Phase>,
+    /// It runs as it did before, for another attempt did not come up: what was wanted then, so
+    /// that just this is not tried again.
+    #[serde(default)]
+    pub instead_of: Option<String>,
 }
 
 impl Record {

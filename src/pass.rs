@@ -69,7 +69,7 @@ fn carry_out(
     let before = source::host(paths);
     let apply = options.apply && before.broken.is_none();
     let _lock = if apply { Some(lock::all(&before.paths, options.waiting)?) } else { None };
-    let (desired, diagnostics) = source::load(paths);
+    let (mut desired, diagnostics) = source::load(paths);
     let apply = apply && desired.host.broken.is_none();
     let host = Host::look(desired.host.clone())?;
     if apply {
@@ -77,12 +77,18 @@ fn carry_out(
     }
     let mut live = probe::probe(&host.journal, &host.config, &host.hierarchies)?;
     execute::account(&host.journal, &desired, &mut live, apply)?;
-    let plan = planner(&desired, &live);
+    let mut plan = planner(&desired, &live);
     let mut failures = BTreeMap::new();
     if apply {
         (options.planned)(&plan);
         execute::clear_unrecorded(&host.journal, &desired, &live);
+        let unbuilt = execute::layers_of(&host, &desired, &plan);
+        if !unbuilt.is_empty() {
+            leave_alone(&mut desired, &unbuilt);
+            plan = planner(&desired, &live);
+        }
         failures = execute::execute(&host, &desired, &plan, options.progress);
+        failures.extend(unbuilt.into_iter().map(|(name, why)| (name, Outcome::Failed(why))));
     }
     Ok(Passed { diagnostics, desired, live, plan, failures, applied: apply })
 }
@@ -96,6 +102,13 @@ pub fn take_due(passed: &Passed, only: &[JailName], progress: Progress<'_>) -> R
     }
     let host = Host::open(passed.desired.host.clone())?;
     Ok(scheduled::take_due(&host, &passed.desired, only, progress))
+}
+
+/// A jail whose layers cannot be made is not taken down for them: it is treated as one whose file
+/// has errors.
+fn leave_alone(desired: &mut Desired, unbuilt: &BTreeMap<JailName, String>) {
+    desired.jails.retain(|name, _| !unbuilt.contains_key(name));
+    desired.broken.extend(unbuilt.iter().map(|(name, why)| (name.clone(), why.clone())));
 }
 
 impl Passed {

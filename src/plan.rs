@@ -22,6 +22,7 @@ mod properties;
 mod text;
 mod volume;
 
+pub use compare::{attempt, gave_up};
 pub use effect::{Half, simulate};
 pub use judge::{applies, runs, unenforceable};
 

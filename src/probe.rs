@@ -279,6 +279,7 @@ mod tests {
                 cgroup_base: String::new(),
                 started_ms: 0,
                 hooks_done: BTreeSet::new(),
+                instead_of: None,
             };
             state(&record, exit)
         };

@@ -12,11 +12,12 @@ use anyhow::{Context, Result, anyhow};
 use rustix::fs::OFlags;
 
 use super::Host;
-use crate::desired::{Build, DesiredJail, DesiredRoot, EtcFile, Layer};
+use crate::desired::{Build, Desired, DesiredJail, DesiredRoot, EtcFile, Layer};
 use crate::jail::{Jail, JailName, Settings};
 use crate::journal::{ids, make_directory};
 use crate::keeper::build::BUILDER_NAME;
 use crate::limits::{Cgroup, Needs};
+use crate::plan::Plan;
 use crate::root::layers::program::Program;
 use crate::root::layers::{self, Progress, Site};
 use crate::spec::{RootSpec, Spec, Writes};
@@ -33,6 +34,27 @@ impl Host {
         let site = Site { state: &self.journal.paths.state, progress, run: &run };
         layers::ensure_all(site, layers)
     }
+}
+
+/// Makes the layers that the starts of a plan need, each once, before anything is stopped for
+/// them. Gives the jails that cannot have theirs, with the reason.
+pub fn layers_of(host: &Host, desired: &Desired, plan: &Plan) -> BTreeMap<JailName, String> {
+    let mut made: BTreeMap<&str, Result<(), String>> = BTreeMap::new();
+    let mut failed = BTreeMap::new();
+    for action in plan.actions.iter().filter(|action| action.starts()) {
+        let Some(wanted) = desired.jails.get(&action.name) else { continue };
+        for layer in wanted.root.layers.iter().rev() {
+            let outcome = made.entry(&layer.id).or_insert_with(|| {
+                let made = host.layers(std::slice::from_ref(layer), &|_| crate::supervisor::progress());
+                made.map(drop).map_err(|error| format!("{error:#}"))
+            });
+            if let Err(why) = outcome {
+                failed.insert(action.name.clone(), why.clone());
+                break;
+            }
+        }
+    }
+    failed
 }
 
 /// Runs the lines in a jail that writes to `aside`, and gives the first id of what it wrote.

@@ -2,6 +2,7 @@
 
 mod build;
 mod etc;
+mod fallback;
 pub mod hook;
 mod inside;
 mod keeper;
@@ -31,6 +32,7 @@ use crate::storage::Ground;
 use crate::sys::mount;
 use crate::{network, root};
 
+pub use build::layers_of;
 pub use etc::files as etc_files;
 pub use schedule::Outcome;
 pub use start::{instance, refused, spec_of_stopped, start};
@@ -207,11 +209,14 @@ pub fn execute(
 ) -> BTreeMap<JailName, Outcome> {
     let actions: BTreeMap<&JailName, &Action> =
         plan.actions.iter().map(|action| (&action.name, action)).collect();
+    // They run, so nothing that waits for them is skipped, and yet not all is well.
+    let fell_back: Mutex<BTreeMap<JailName, String>> = Mutex::default();
     let done = |name: &JailName, half: Half| -> Result<()> {
         let action = actions.get(name).ok_or_else(|| anyhow!("{name}: not in the plan"))?;
         let _lock = lock::jail(&host.journal.paths, name)?;
-        run_half(host, desired, action, half)?;
-        if let Some(text) = said(action, half) {
+        if let Some(why) = run_half(host, desired, action, half)? {
+            fell_back.lock().unwrap_or_else(PoisonError::into_inner).insert(name.clone(), why);
+        } else if let Some(text) = said(action, half) {
             progress(name, &text);
         }
         Ok(())
@@ -230,6 +235,8 @@ pub fn execute(
     ended.extend(schedule::run(starts, &|name| done(name, Half::Start)));
     ended.extend(failed);
     ended.retain(|_, outcome| *outcome != Outcome::Done);
+    let fell_back = fell_back.into_inner().unwrap_or_else(PoisonError::into_inner);
+    ended.extend(fell_back.into_iter().map(|(name, why)| (name, Outcome::Failed(why))));
     ended
 }
 
@@ -270,18 +277,22 @@ fn said(action: &Action, half: Half) -> Option<String> {
     Some(if why.is_empty() { verb.to_owned() } else { format!("{verb}: {}", why.join(", ")) })
 }
 
-fn run_half(host: &Host, desired: &Desired, action: &Action, half: Half) -> Result<()> {
+/// Tells why, when the jail runs and not as it is wanted.
+fn run_half(host: &Host, desired: &Desired, action: &Action, half: Half) -> Result<Option<String>> {
     let name = &action.name;
     if half == Half::Stop {
-        return stop_half(host, action);
+        return stop_half(host, action).map(|()| None);
     }
     let wanted = desired.jails.get(name).ok_or_else(|| anyhow!("it is not defined"))?;
     if action.kind != ActionKind::Update {
         forgive_if_changed(host, wanted)?;
-        return start(host, wanted);
+        return match action.kind {
+            ActionKind::Restart => fallback::restart(host, wanted),
+            _ => start(host, wanted).map(|()| None),
+        };
     }
     let record = start::record(host, name)?;
-    update::update(host, wanted, action, record)
+    update::update(host, wanted, action, record).map(|()| None)
 }
 
 /// What became of another definition is not held against this one.

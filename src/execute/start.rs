@@ -35,9 +35,17 @@ pub struct Start<'a> {
 
 /// Starts a jail that is down.
 pub fn start(host: &Host, wanted: &DesiredJail) -> Result<()> {
+    start_by(host, wanted, new_record(host, wanted))
+}
+
+/// The same, where something else was wanted and did not come up: see [`Record::instead_of`].
+pub fn start_instead(host: &Host, wanted: &DesiredJail, attempt: String) -> Result<()> {
+    start_by(host, wanted, Record { instead_of: Some(attempt), ..new_record(host, wanted) })
+}
+
+fn start_by(host: &Host, wanted: &DesiredJail, record: Record) -> Result<()> {
     let name = &wanted.jail.name;
     let fresh = !host.journal.state_dir(name).exists();
-    let record = new_record(host, wanted);
     let mut start =
         Start { host, wanted, record, root: None, keeper: None, instance: None, has_cgroup: false, fresh };
     for (index, phase) in START.iter().enumerate() {
@@ -71,6 +79,7 @@ fn new_record(host: &Host, wanted: &DesiredJail) -> Record {
         cgroup_base: host.hierarchies.base().to_owned(),
         started_ms: crate::journal::now_ms(),
         hooks_done: std::collections::BTreeSet::new(),
+        instead_of: None,
     }
 }
 

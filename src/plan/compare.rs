@@ -4,6 +4,8 @@
 use std::collections::BTreeSet;
 use std::path::Path;
 
+use sha2::{Digest, Sha256};
+
 use super::Change;
 use crate::desired::{DesiredJail, DesiredRoot, OnChange};
 use crate::jail::Settings;
@@ -11,6 +13,7 @@ use crate::keys::{self, Cost};
 use crate::live::{LiveJail, Record};
 use crate::network::DEFAULT_BRIDGE;
 use crate::root::files::digest;
+use crate::template::hex;
 
 /// Told apart because setting it back costs less than changing it.
 const BRIDGE: &str = "network.bridge";
@@ -19,7 +22,34 @@ const SHORT_DIGITS: usize = 8;
 
 /// What the definition changed since the record was written: keys by name, then the root's
 /// layers under the key `template`, then files by path.
+///
+/// Nothing, where just this was tried and did not come up.
 pub fn changes(record: &Record, wanted: &DesiredJail) -> Vec<Change> {
+    if gave_up(record, wanted) { Vec::new() } else { differences(record, wanted) }
+}
+
+/// Whether the jail runs as it did before since this very attempt has failed.
+pub fn gave_up(record: &Record, wanted: &DesiredJail) -> bool {
+    record.instead_of.as_ref().is_some_and(|tried| *tried == attempt(wanted))
+}
+
+/// All that a start goes by, as one digest.
+pub fn attempt(wanted: &DesiredJail) -> String {
+    let mut digest = Sha256::new();
+    for (key, value) in &wanted.settings {
+        digest.update(format!("{key} {value}\n"));
+    }
+    for layer in &wanted.root.layers {
+        digest.update(format!("layer {}\n", layer.id));
+    }
+    for file in &wanted.root.files {
+        digest.update(format!("file {:?} {}\n", file.target, self::digest(file)));
+    }
+    hex(&digest.finalize())
+}
+
+/// As [`changes`], whatever was tried.
+pub fn differences(record: &Record, wanted: &DesiredJail) -> Vec<Change> {
     let mut changes = settings(&record.settings, &wanted.settings);
     add_layers(record, &wanted.root, &mut changes);
     add_files(record, &wanted.root, &mut changes);

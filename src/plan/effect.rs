@@ -118,6 +118,7 @@ fn record(name: &JailName, wanted: &DesiredJail, now_ms: u64) -> Record {
         cgroup_base: String::new(),
         started_ms: now_ms,
         hooks_done: BTreeSet::new(),
+        instead_of: None,
     }
 }
 

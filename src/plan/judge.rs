@@ -98,10 +98,19 @@ fn judge_wanted(
     }
     let mut changes = seen.record.as_ref().map(|record| compare::changes(record, wanted)).unwrap_or_default();
     volume::weigh(&mut changes, wanted, seen, live);
-    match wish(wanted, seen, !changes.is_empty(), live.now_ms) {
+    let judgement = match wish(wanted, seen, !changes.is_empty(), live.now_ms) {
         Wish::Up => bring_up((name, wanted), (seen, live), changes, options),
         Wish::Later(at_ms) => wait(name, seen, at_ms, live.now_ms),
         Wish::Down(reason) => keep_down(name, seen, reason),
+    };
+    match &seen.record {
+        Some(record) if runs(&seen.state) && compare::gave_up(record, wanted) => {
+            let changes = compare::differences(record, wanted);
+            let reason = "it did not come up with this, and runs as before".to_owned();
+            let late = Postponed { name: name.clone(), changes, drift: Vec::new(), reason };
+            Judgement { postponed: Some(late), ..judgement }
+        }
+        _ => judgement,
     }
 }
 

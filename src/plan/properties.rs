@@ -151,6 +151,7 @@ fn record(jail: DesiredJail, name: &JailName, run: bool, stopping: bool) -> Reco
         cgroup_base: String::new(),
         started_ms: 0,
         hooks_done: BTreeSet::new(),
+        instead_of: None,
     }
 }
 

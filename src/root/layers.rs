@@ -184,6 +184,7 @@ fn fill(
         }
         LayerSource::Debootstrap(wanted) => debootstrap::build(wanted, &make_aside()?, tree, progress)?,
         LayerSource::Build(lines) => run_lines(lines, &make_aside()?, tree, site)?,
+        LayerSource::Built => anyhow::bail!("it was made once, and is gone"),
         LayerSource::Files(files) => copied::files(files, tree)?,
     }
     filled.finish()?;

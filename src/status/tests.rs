@@ -44,6 +44,7 @@ fn record() -> Record {
         first_id: 0,
         started_ms: NOW_MS - 65_500,
         hooks_done: BTreeSet::new(),
+        instead_of: None,
     }
 }
 

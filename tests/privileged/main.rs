@@ -23,3 +23,4 @@ mod security;
 mod snapshot;
 mod storage;
 mod templates;
+mod upgrade;

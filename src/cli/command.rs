@@ -278,6 +278,17 @@ pub enum TemplateVerb {
         #[arg(add = ArgValueCandidates::new(complete::templates))]
         name: String,
     },
+    /// Show a template's layers: what they are made from, their sizes, who uses them
+    Show {
+        #[arg(add = ArgValueCandidates::new(complete::templates))]
+        name: String,
+    },
+    /// Compare layers with what they held when they were made
+    Verify {
+        /// Without one: every layer there is
+        #[arg(add = ArgValueCandidates::new(complete::templates))]
+        names: Vec<String>,
+    },
     /// Remove layers that no jail uses
     Gc,
 }

@@ -1,5 +1,7 @@
 //! `template ls|build|gc`: the layers that templates stand for.
 
+mod layers;
+
 use std::collections::BTreeMap;
 use std::io::IsTerminal;
 use std::path::Path;
@@ -25,6 +27,8 @@ pub fn template(options: &Options, asked: &Template) -> Result<i32> {
     match &asked.verb {
         TemplateVerb::Ls => ls(options),
         TemplateVerb::Build { name } => build(options, name),
+        TemplateVerb::Show { name } => layers::show(options, name),
+        TemplateVerb::Verify { names } => layers::verify(options, names),
         TemplateVerb::Gc => gc::layers(options),
     }
 }

@@ -43,7 +43,7 @@ pub fn attempt(wanted: &DesiredJail) -> String {
         digest.update(format!("layer {}\n", layer.id));
     }
     for file in &wanted.root.files {
-        digest.update(format!("file {:?} {}\n", file.target, self::digest(file)));
+        digest.update(format!("file {} {}\n", file.target.display(), self::digest(file)));
     }
     hex(&digest.finalize())
 }

@@ -12,6 +12,7 @@ pub(super) mod copied;
 mod debootstrap;
 mod host;
 mod image;
+pub mod manifest;
 pub mod program;
 mod stream;
 pub(super) mod tree;
@@ -187,7 +188,13 @@ fn fill(
         LayerSource::Built => anyhow::bail!("it was made once, and is gone"),
         LayerSource::Files(files) => copied::files(files, tree)?,
     }
-    filled.finish()?;
+    let root = filled.settle()?;
+    // One waits for the disk, the other for the processor.
+    std::thread::scope(|scope| {
+        let synced = scope.spawn(|| rustix::fs::syncfs(&root).context("sync the file system"));
+        let written = manifest::write(site.state, &layer.id, &root);
+        synced.join().map_err(|_| anyhow::anyhow!("the syncing thread died"))?.and(written)
+    })?;
     rustix::fs::renameat(layers, building, layers, layer.id.as_str()).context("rename into place")?;
     rustix::fs::fsync(layers).context("sync the directory of layers")
 }
@@ -288,6 +295,15 @@ fn sweep(path: &Path, layers: &OwnedFd) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// The ids of all layers that are built, sorted.
+pub fn built(state: &Path) -> anyhow::Result<Vec<String>> {
+    let names = file::names(open_layers(state)?, LAYERS_MAX).context("list the layers")?;
+    let ids = names.into_iter().filter_map(|name| name.into_string().ok());
+    let mut ids: Vec<String> = ids.filter(|id| id.starts_with("sha256-")).collect();
+    ids.sort();
+    Ok(ids)
+}
+
 /// The layers that are not among the `used` ids, with the bytes they take on the disk.
 pub fn unused(state: &Path, used: &BTreeSet<String>) -> anyhow::Result<Vec<(String, u64)>> {
     let path = state.join("layers");
@@ -363,6 +379,7 @@ pub fn remove(state: &Path, id: &str) -> anyhow::Result<()> {
             removal::remove(&layers, &building)?;
         }
     }
+    manifest::remove(state, id)?;
     lock.release();
     Ok(())
 }

@@ -19,12 +19,19 @@ fn template(machine: &Machine, lines: &[&str], more: &str) {
     machine.write("templates/b/template.toml", &text);
 }
 
+/// Whether a manifest is that of a layer which is there.
+fn has_layer(machine: &Machine, manifest: &str) -> bool {
+    machine.state().join("layers").join(manifest.trim_start_matches(".manifest-")).exists()
+}
+
 /// What lies in `layers/`, layers by the word.
 fn layers(machine: &Machine) -> Vec<String> {
     let entries = std::fs::read_dir(machine.state().join("layers")).into_iter().flatten();
     let mut names: Vec<String> = entries
         .map(|entry| entry.unwrap().file_name().to_string_lossy().into_owned())
-        .filter(|name| !name.starts_with(".lock-"))
+        .filter(|name| {
+            !name.starts_with(".lock-") && (!name.starts_with(".manifest-") || !has_layer(machine, name))
+        })
         .map(|name| if name.starts_with("sha256-") { "layer".to_owned() } else { name })
         .collect();
     names.sort();
@@ -128,4 +135,26 @@ fn a_build_reaches_the_host_no_further_than_a_jail() {
     );
     let found = std::fs::metadata(layer.join("etc/d/second")).unwrap();
     assert_eq!((found.uid(), found.nlink()), (0, 2));
+}
+
+#[test]
+fn a_layer_that_has_changed_is_named() {
+    let Some(machine) = Machine::new() else { return };
+    template(&machine, &["echo x > /etc/built", "busybox rm /etc/motd"], "");
+    machine.good(&["template", "build", "b"]);
+    let shown = machine.good(&["template", "show", "b"]);
+    assert!(shown.contains("run echo x > /etc/built") && shown.contains("directory "), "{shown}");
+    assert_eq!(machine.good(&["template", "verify"]).matches("as it was made").count(), 2);
+    machine.good(&["run", "b", "--", "/bin/true"]);
+    assert_eq!(machine.good(&["template", "verify", "b"]).matches("as it was made").count(), 2);
+    std::fs::write(newest(&machine).join("etc/built"), "y\n").unwrap();
+    let said = machine.status(&["template", "verify"], 1);
+    assert!(said.contains("/etc/built: time "), "{said}");
+    let json: serde_json::Value =
+        serde_json::from_slice(&machine.stockade(&["template", "verify", "--json"]).stdout).unwrap();
+    let good = json["items"].as_array().unwrap().iter().filter(|item| item["good"] == true);
+    assert_eq!((json["kind"].as_str(), good.count()), (Some("layers"), 1));
+    std::fs::remove_dir_all(machine.config().join("templates/b")).unwrap();
+    machine.good(&["template", "gc"]);
+    assert_eq!(layers(&machine), [""; 0], "manifests go with their layers");
 }

@@ -368,13 +368,6 @@ impl Tree {
         rustix::fs::linkat(&directory, name, parent, &own_name, AtFlags::empty()).with_context(shown)
     }
 
-    /// Gives directories their times, and puts all on the disk.
-    pub fn finish(self) -> anyhow::Result<OwnedFd> {
-        let root = self.settle()?;
-        rustix::fs::syncfs(&root).context("sync the file system")?;
-        Ok(root)
-    }
-
     /// Gives directories their times.
     pub fn settle(mut self) -> anyhow::Result<OwnedFd> {
         while let Some((path, mtime)) = self.directories.pop() {

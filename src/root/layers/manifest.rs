@@ -1,0 +1,241 @@
+//! What a layer held when it was made: a line for each entry, beside the layer, so that it can be
+//! said later what has changed in it.
+
+use std::collections::BTreeMap;
+use std::ffi::OsStr;
+use std::fs::{self, File};
+use std::io::{self, Read, Write};
+use std::os::fd::OwnedFd;
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, ensure};
+use rustix::fs::{AtFlags, FileType, Stat};
+use sha2::{Digest, Sha256};
+
+use super::copied;
+use super::tree::{DEPTH_MAX, ENTRIES_MAX};
+use crate::sys::file;
+use crate::template::hex;
+
+const PREFIX: &str = ".manifest-";
+/// The largest, once it is decompressed.
+const BYTES_MAX: u64 = 1 << 30;
+const CHUNK: usize = 256 << 10;
+/// What the words of a line are, after the path.
+const WORDS: &[&str] = &["kind", "mode", "owner", "group", "size", "time", "contents", "attributes"];
+
+/// By the path as it is written: every byte that could be taken for another is escaped.
+type Lines = BTreeMap<String, String>;
+
+/// What became of a layer.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Verdict {
+    Same,
+    /// The first entry that is not as it was, and how.
+    Differs(String),
+    /// It was made before layers had manifests.
+    Unknown,
+}
+
+fn path(state: &Path, id: &str) -> PathBuf {
+    state.join("layers").join(format!("{PREFIX}{id}"))
+}
+
+/// Writes down what is in the layer `root`; it has no name yet.
+pub fn write(state: &Path, id: &str, root: &OwnedFd) -> Result<()> {
+    let mut text = String::new();
+    for (path, line) in lines(root)? {
+        text.push_str(&format!("{path}\t{line}\n"));
+    }
+    let packed = zstd::encode_all(text.as_bytes(), 1).context("compress the manifest")?;
+    let (done, new) = (path(state, id), path(state, &format!("{id}.new")));
+    let write = || -> io::Result<()> {
+        let mut file = File::create(&new)?;
+        file.write_all(&packed)?;
+        file.sync_all()?;
+        fs::rename(&new, &done)
+    };
+    write().with_context(|| format!("write {}", done.display()))
+}
+
+/// Forgets a layer that is gone.
+pub fn remove(state: &Path, id: &str) -> Result<()> {
+    match fs::remove_file(path(state, id)) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error).context("remove the manifest"),
+        _ => Ok(()),
+    }
+}
+
+/// Compares a layer with what it held when it was made.
+pub fn verify(state: &Path, id: &str) -> Result<Verdict> {
+    let packed = match File::open(path(state, id)) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Verdict::Unknown),
+        other => other.with_context(|| format!("open the manifest of {id}"))?,
+    };
+    let mut text = String::new();
+    let unpacked =
+        zstd::Decoder::new(packed).and_then(|decoder| decoder.take(BYTES_MAX).read_to_string(&mut text));
+    if unpacked.is_err() {
+        return Ok(Verdict::Differs("its manifest cannot be read".to_owned()));
+    }
+    let split = |line: &str| line.split_once('\t').map(|(path, rest)| (path.to_owned(), rest.to_owned()));
+    let wanted: Lines = text.lines().filter_map(split).collect();
+    let root = file::open_directory(&super::path(state, id)).with_context(|| format!("open layer {id}"))?;
+    Ok(compare(&wanted, &lines(&root)?).map_or(Verdict::Same, Verdict::Differs))
+}
+
+fn compare(wanted: &Lines, found: &Lines) -> Option<String> {
+    let all = wanted.keys().chain(found.keys());
+    let first = all.filter(|path| wanted.get(*path) != found.get(*path)).min()?;
+    let shown = if first.is_empty() { "/" } else { first };
+    Some(match (wanted.get(first), found.get(first)) {
+        (Some(_), None) => format!("{shown}: it is missing"),
+        (None, _) => format!("{shown}: it was not there"),
+        (Some(was), Some(is)) => {
+            let mut words = WORDS.iter().zip(was.split('\t').zip(is.split('\t')));
+            let what = words.find(|(_, (was, is))| was != is);
+            what.map_or(format!("{shown}: it differs"), |(what, (was, is))| {
+                format!("{shown}: {what} {is}, was {was}")
+            })
+        }
+    })
+}
+
+fn lines(root: &OwnedFd) -> Result<Lines> {
+    let mut lines = Lines::new();
+    let stat = rustix::fs::fstat(root).context("stat")?;
+    lines.insert(String::new(), line(&stat, "-", &attributes(root)?));
+    directory(root, "", 0, &mut lines)?;
+    Ok(lines)
+}
+
+/// The recursion is bounded by `DEPTH_MAX`.
+fn directory(from: &OwnedFd, above: &str, depth: usize, lines: &mut Lines) -> Result<()> {
+    ensure!(depth <= DEPTH_MAX, "{above} is more than {DEPTH_MAX} directories deep");
+    let most = usize::try_from(ENTRIES_MAX).unwrap_or(usize::MAX);
+    for name in file::names(from, most).with_context(|| format!("list {above}"))? {
+        let path = format!("{above}/{}", name.as_bytes().escape_ascii());
+        entry(from, &name, &path, depth, lines).with_context(|| path.clone())?;
+    }
+    Ok(())
+}
+
+fn entry(from: &OwnedFd, name: &OsStr, path: &str, depth: usize, lines: &mut Lines) -> Result<()> {
+    let stat = rustix::fs::statat(from, name, AtFlags::SYMLINK_NOFOLLOW).context("stat")?;
+    let said = match FileType::from_raw_mode(stat.st_mode) {
+        FileType::Directory => {
+            let child = file::open_child(from, name).context("open")?;
+            directory(&child, path, depth + 1, lines)?;
+            line(&stat, "-", &attributes(&child)?)
+        }
+        FileType::RegularFile => {
+            let file = copied::open_regular(from, name)?;
+            let digest = digest(&file)?;
+            line(&stat, &digest, &attributes(&OwnedFd::from(file))?)
+        }
+        FileType::Symlink => {
+            let target = rustix::fs::readlinkat(from, name, Vec::new()).context("read link")?;
+            line(&stat, &target.as_bytes().escape_ascii().to_string(), "-")
+        }
+        _ => line(&stat, &stat.st_rdev.to_string(), "-"),
+    };
+    lines.insert(path.to_owned(), said);
+    Ok(())
+}
+
+/// In the order of [`WORDS`]; a directory has no size of its own.
+fn line(stat: &Stat, contents: &str, attributes: &str) -> String {
+    let kind = FileType::from_raw_mode(stat.st_mode);
+    let size = if kind.is_dir() { 0 } else { stat.st_size };
+    let (mode, seconds, nanoseconds) = (stat.st_mode & 0o7777, stat.st_mtime, stat.st_mtime_nsec);
+    let kind = format!("{kind:?}").to_lowercase();
+    let time = format!("{seconds}.{nanoseconds:09}");
+    format!("{kind}\t{mode:04o}\t{}\t{}\t{size}\t{time}\t{contents}\t{attributes}", stat.st_uid, stat.st_gid)
+}
+
+fn digest(mut file: &File) -> Result<String> {
+    let mut digest = Sha256::new();
+    let mut buffer = vec![0; CHUNK];
+    loop {
+        match file.read(&mut buffer) {
+            Ok(0) => return Ok(hex(&digest.finalize())),
+            Ok(count) => digest.update(&buffer[..count]),
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error).context("read"),
+        }
+    }
+}
+
+/// One digest of all of them, so that a line stays a line.
+fn attributes(entry: &OwnedFd) -> Result<String> {
+    let file = File::from(entry.try_clone().context("duplicate a descriptor")?);
+    let mut all = file::attributes(&file, "").context("read attributes")?;
+    if all.is_empty() {
+        return Ok("-".to_owned());
+    }
+    all.sort();
+    let mut digest = Sha256::new();
+    for (name, value) in all {
+        digest.update(format!("{} {} ", name.display(), value.len()));
+        digest.update(&value);
+    }
+    Ok(hex(&digest.finalize()))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt;
+
+    use super::*;
+
+    #[test]
+    fn what_has_changed_is_named() {
+        let temporary = tempfile::tempdir().expect("a directory");
+        let (state, layer) = (temporary.path(), temporary.path().join("layers/sha256-x"));
+        fs::create_dir_all(layer.join("etc")).expect("directories");
+        fs::write(layer.join("etc/a"), "one").expect("a file");
+        fs::write(layer.join("etc/b\n\t"), "two").expect("a file");
+        std::os::unix::fs::symlink("a", layer.join("etc/link")).expect("a link");
+        let verdict = || verify(state, "sha256-x").expect("verified");
+        assert_eq!(verdict(), Verdict::Unknown);
+        let root = file::open_directory(&layer).expect("it is there");
+        write(state, "sha256-x", &root).expect("written");
+        assert_eq!(verdict(), Verdict::Same);
+        let check = |expect: &str| match verdict() {
+            Verdict::Differs(what) => assert!(what.starts_with(expect), "{what}"),
+            other => panic!("{other:?} for {expect}"),
+        };
+        let times = |path: &Path| fs::metadata(path).and_then(|found| found.modified()).expect("a time");
+        let (file, then) = (layer.join("etc/a"), times(&layer.join("etc/a")));
+        fs::write(&file, "two").expect("a file");
+        check("/etc/a: time ");
+        fs::File::options().write(true).open(&file).and_then(|f| f.set_modified(then)).expect("a time");
+        check("/etc/a: contents ");
+        fs::write(&file, "one").expect("a file");
+        fs::File::options().write(true).open(&file).and_then(|f| f.set_modified(then)).expect("a time");
+        assert_eq!(verdict(), Verdict::Same);
+        fs::set_permissions(&file, fs::Permissions::from_mode(0o600)).expect("a mode");
+        check("/etc/a: mode 0600, was 0644");
+        fs::remove_file(layer.join("etc/link")).expect("a link");
+        check("/etc: time ");
+        fs::write(layer.join("bad"), "").expect("a file");
+        check("/: time ");
+        fs::write(path(state, "sha256-x"), "rubbish").expect("a file");
+        check("its manifest cannot be read");
+    }
+
+    #[test]
+    fn the_first_difference_is_that_of_the_first_path() {
+        let lines = |list: &[(&str, &str)]| -> Lines {
+            list.iter().map(|(path, line)| ((*path).to_owned(), (*line).to_owned())).collect()
+        };
+        let one = lines(&[("/a", "file\t0644"), ("/b", "file\t0644"), ("/c", "file\t0644")]);
+        let two = lines(&[("/b", "file\t0600"), ("/c", "link\t0644"), ("/d", "file\t0644")]);
+        assert_eq!(compare(&one, &two).as_deref(), Some("/a: it is missing"));
+        assert_eq!(compare(&two, &one).as_deref(), Some("/a: it was not there"));
+        let three = lines(&[("/a", "file\t0644"), ("/b", "file\t0600"), ("/c", "file\t0644")]);
+        assert_eq!(compare(&one, &three).as_deref(), Some("/b: mode 0600, was 0644"));
+        assert_eq!(compare(&one, &one), None);
+    }
+}

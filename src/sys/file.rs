@@ -86,7 +86,10 @@ pub fn attributes(file: &File, prefix: &str) -> io::Result<Vec<(OsString, Vec<u8
     let mut list = vec![0; rustix::fs::flistxattr_query(file)?];
     let length = if list.is_empty() { 0 } else { rustix::fs::flistxattr(file, list.as_mut_slice())? };
     let mut found = Vec::new();
-    for name in list[..length].split(|byte| *byte == 0).filter(|name| name.starts_with(prefix.as_bytes())) {
+    for name in list[..length]
+        .split(|byte| *byte == 0)
+        .filter(|name| !name.is_empty() && name.starts_with(prefix.as_bytes()))
+    {
         let c_name = CString::new(name)?;
         let mut value = vec![0; rustix::fs::fgetxattr_query(file, &c_name)?];
         if !value.is_empty() {

@@ -237,8 +237,10 @@ impl Look {
                 found.insert(Garbage::ExitBell(name), 0);
             }
         }
-        for name in names(&run.join("locks"))?.iter().filter_map(|name| JailName::new(name).ok()) {
-            if is_stranger(&name) {
+        let locks = names(&run.join("locks"))?;
+        let locked = |file: &String| JailName::new(file.strip_suffix(".up").unwrap_or(file)).ok();
+        for name in locks.iter().filter_map(locked) {
+            if is_stranger(&name) && !lock::is_up(&self.host.journal.paths, &name)? {
                 found.insert(Garbage::Lock(name), 0);
             }
         }

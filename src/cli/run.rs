@@ -11,7 +11,7 @@ use crate::desired::DesiredJail;
 use crate::execute::{self, Host};
 use crate::init::{Order, Report};
 use crate::jail::JailName;
-use crate::journal::ids;
+use crate::journal::{ids, lock};
 use crate::keeper::create::{self, Created};
 use crate::limits::{Cgroup, Needs};
 use crate::spec::{RootSpec, Spec, Stdio};
@@ -30,8 +30,16 @@ pub fn run(options: &Options, asked: &Run) -> Result<i32> {
     }
     // From here on something is to be cleared away: ctrl-C ends the command, not this process.
     terminal::hold_signals()?;
-    let slot = ids::slot(&host.journal.paths.state, host.config.ids)?;
-    in_jail(&host, &wanted, ids::first(host.config.ids, slot.number), asked)
+    let paths = &host.journal.paths;
+    let slot = ids::slot(&paths.state, host.config.ids)?;
+    let first_id = ids::first(host.config.ids, slot.number);
+    if asked.name.is_none() {
+        return in_jail(&host, &wanted, first_id, asked);
+    }
+    let lock = lock::alone(paths, &name)?.ok_or_else(|| anyhow!("a jail named {name} runs already"))?;
+    let status = in_jail(&host, &wanted, first_id, asked);
+    lock::give_up(lock, paths, &name)?;
+    status
 }
 
 /// The jail as if it were defined in a file, with `--set` on top.

@@ -4,7 +4,7 @@ use std::fs::File;
 use std::io::{Read, Seek, Write};
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::MetadataExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
@@ -42,17 +42,53 @@ const LOOK: Duration = Duration::from_millis(20);
 /// Held by the keeper of a jail, and by whoever is about to start one: there are never two
 /// instances of a jail, whatever the records say.
 pub fn instance(paths: &Paths, name: &JailName) -> Result<OwnedFd> {
-    let path = paths.run.join("locks").join(format!("{name}.up"));
-    let file = open(&path)?;
     let end = Instant::now() + INSTANCE_LIMIT;
-    while !try_lock(&file, &path)? {
+    loop {
+        if let Some(lock) = alone(paths, name)? {
+            return Ok(lock);
+        }
         if Instant::now() > end {
-            bail!("lock {}: an earlier run of the jail has not ended", path.display());
+            bail!("lock {}: an earlier run of the jail has not ended", up(paths, name).display());
         }
         crate::supervisor::progress();
         std::thread::sleep(LOOK);
     }
-    Ok(file.into())
+}
+
+/// As [`instance`], without a wait: `None` when another holds it.
+pub fn alone(paths: &Paths, name: &JailName) -> Result<Option<OwnedFd>> {
+    let path = up(paths, name);
+    for _ in 0..TRIES_MAX {
+        let file = open(&path)?;
+        if !try_lock(&file, &path)? {
+            return Ok(None);
+        }
+        if is_named(&file, &path)? {
+            return Ok(Some(file.into()));
+        }
+    }
+    bail!("lock {}: it is removed again and again", path.display())
+}
+
+/// Whether somebody holds the lock of an instance.
+pub fn is_up(paths: &Paths, name: &JailName) -> Result<bool> {
+    let path = up(paths, name);
+    match File::open(&path) {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(false),
+        Err(error) => Err(error).with_context(|| format!("open {}", path.display())),
+        Ok(file) => Ok(!try_lock(&file, &path)?),
+    }
+}
+
+/// Removes the file of a lock together with the lock.
+pub fn give_up(lock: OwnedFd, paths: &Paths, name: &JailName) -> Result<()> {
+    super::remove(&up(paths, name))?;
+    drop(lock);
+    Ok(())
+}
+
+fn up(paths: &Paths, name: &JailName) -> PathBuf {
+    paths.run.join("locks").join(format!("{name}.up"))
 }
 
 /// The lock of all changes by plan: two `apply` at once go one after the other. `waiting` is told
@@ -65,7 +101,7 @@ pub fn all(paths: &Paths, waiting: &dyn Fn(&str)) -> Result<Lock> {
 /// Removes the lock's file together with the lock: of the jail nothing is left.
 pub fn remove(lock: Lock, paths: &Paths, name: &JailName) -> Result<()> {
     // Still held: who waits for this file finds, once it is its turn, that the name is gone.
-    super::remove(&paths.run.join("locks").join(format!("{name}.up")))?;
+    super::remove(&up(paths, name))?;
     super::remove(&paths.run.join("locks").join(name.as_str()))?;
     drop(lock);
     Ok(())
@@ -74,12 +110,17 @@ pub fn remove(lock: Lock, paths: &Paths, name: &JailName) -> Result<()> {
 fn wait(path: &Path, waiting: &dyn Fn(&str)) -> Result<Lock> {
     for _ in 0..TRIES_MAX {
         let lock = wait_once(path, waiting)?;
-        let own = lock.file.metadata().with_context(|| format!("stat {}", path.display()))?.ino();
-        if std::fs::symlink_metadata(path).is_ok_and(|found| found.ino() == own) {
+        if is_named(&lock.file, path)? {
             return Ok(lock);
         }
     }
     bail!("lock {}: it is removed again and again", path.display())
+}
+
+/// Whether the file still has its name: a lock on one that was removed keeps nobody out.
+fn is_named(file: &File, path: &Path) -> Result<bool> {
+    let own = file.metadata().with_context(|| format!("stat {}", path.display()))?.ino();
+    Ok(std::fs::symlink_metadata(path).is_ok_and(|found| found.ino() == own))
 }
 
 fn wait_once(path: &Path, waiting: &dyn Fn(&str)) -> Result<Lock> {

@@ -59,6 +59,25 @@ fn run_that_is_interrupted_leaves_nothing() {
 }
 
 #[test]
+fn a_name_is_for_one_throw_away_jail_at_a_time() {
+    let Some(machine) = Machine::new() else { return };
+    let mut first = machine.command(&["run", "--name", "r", "host", "--", "sleep", "1000"]).spawn().unwrap();
+    machine.wait_until("it runs", || {
+        machine.cgroup_file("r", "cgroup.procs").is_some_and(|text| text.lines().count() > 1)
+    });
+    let said = machine.status(&["run", "--name", "r", "host", "--", "true"], 125);
+    assert_eq!(said, "stockade: a jail named r runs already\n");
+    machine.good(&["gc"]);
+    assert!(first.try_wait().unwrap().is_none(), "neither has done anything to the first");
+    rustix::process::kill_process(crate::machine::pid_of(&first), Signal::TERM).unwrap();
+    first.wait().unwrap();
+    machine.good(&["run", "--name", "r", "host", "--", "true"]);
+    let locks = std::fs::read_dir(machine.run_dir().join("locks")).unwrap();
+    let of_r = locks.filter(|entry| entry.as_ref().unwrap().file_name().to_string_lossy().starts_with("r."));
+    assert_eq!(of_r.count(), 0, "no lock is left");
+}
+
+#[test]
 fn exec_passes_status_user_environment_and_directory_on() {
     let Some(machine) = Machine::new() else { return };
     machine.jail("a", &format!("{SLEEP}env = {{ COLOUR = \"red\" }}\n"));

@@ -11,7 +11,7 @@ use rustix::fs::{Mode, OFlags};
 use crate::cores;
 use crate::desired::HostConfig;
 use crate::jail::{JailName, Settings};
-use crate::journal::Journal;
+use crate::journal::{Journal, lock};
 use crate::limits::{Cgroup, Hierarchies};
 use crate::live::{Exit, JailState, Live, LiveJail, Process, Record};
 use crate::network::{self, Observed};
@@ -127,7 +127,12 @@ fn look_once(
         volume,
         ..LiveJail::default()
     };
-    let Some(record) = record else { return Ok(jail) };
+    let Some(record) = record else {
+        if runs_unrecorded(journal, host, hierarchies, name)? {
+            jail.state = JailState::Up;
+        }
+        return Ok(jail);
+    };
     let exit = journal.exit(record)?;
     jail.state = state(record, exit.as_ref());
     jail.exit = exit.filter(|_| !record.was_asked());
@@ -153,6 +158,18 @@ fn observe_volume(jail: &mut LiveJail, journal: &Journal, record: &Record) {
     let whose = (&record.name, record.first_id);
     let root = root.as_ref().map(AsFd::as_fd);
     jail.observed.extend(root::volume::observe(&journal.paths.state, whose, &record.settings, root));
+}
+
+/// Whether the jail's record was lost, with the run directory say, while it ran. One of `run` has
+/// none, but its lock.
+fn runs_unrecorded(
+    journal: &Journal,
+    host: &HostConfig,
+    hierarchies: &Hierarchies,
+    name: &JailName,
+) -> Result<bool> {
+    let cgroup = Cgroup::open(hierarchies, &host.cgroup, name.as_str())?;
+    Ok(cgroup.exists() && cgroup.populated()? && !lock::is_up(&journal.paths, name)?)
 }
 
 /// Whether there is a link to look at.

@@ -66,7 +66,9 @@ pub fn judge(name: &JailName, desired: &Desired, live: &Live, options: &Options)
             refuse("a jail of `stockade run` has this name".to_owned())
         }
         Some(wanted) => judge_wanted(name, wanted, seen, live, options),
-        None if desired.complete && seen.record.is_some() && !thrown_away => remove(name),
+        None if desired.complete && (seen.record.is_some() || runs(&seen.state)) && !thrown_away => {
+            remove(name)
+        }
         None => Judgement::default(),
     }
 }

@@ -124,3 +124,79 @@ fn what_another_boot_has_left_is_not_taken_for_running() {
     machine.good(&["apply"]);
     assert_eq!(machine.state_of("a"), "running");
 }
+
+#[test]
+fn a_jail_whose_run_directory_was_deleted_is_started_anew() {
+    let Some(machine) = Machine::new() else { return };
+    machine.jail("a", SLEEP);
+    machine.jail("b", SLEEP);
+    machine.good(&["apply"]);
+    let pids = ["a", "b"].map(|name| machine.pid(name));
+    machine.inside("a", "echo kept > /srv/mine");
+    std::fs::remove_dir_all(machine.run_dir()).unwrap();
+    let plan = machine.status(&["plan"], 4);
+    assert!(plan.contains("-/+ a  record kept -> gone"), "{plan}");
+    machine.remove("b");
+    machine.good(&["apply"]);
+    assert_eq!(machine.good(&["apply"]), "No changes.\n");
+    assert_eq!(machine.state_of("a"), "running");
+    assert_eq!(machine.inside("a", "cat /srv/mine"), "kept\n");
+    pids.into_iter().for_each(wait_gone);
+}
+
+#[test]
+fn what_is_held_stays_down_over_a_reboot() {
+    let Some(machine) = Machine::new() else { return };
+    machine.jail("a", SLEEP);
+    machine.jail("b", SLEEP);
+    machine.good(&["apply"]);
+    machine.good(&["stop", "a"]);
+    let init = machine.pid("b");
+    kill(keeper(&machine, "b"), Signal::KILL);
+    kill(init, Signal::KILL);
+    wait_gone(init);
+    // What a reboot leaves of the run directory.
+    std::fs::remove_dir_all(machine.run_dir()).unwrap();
+    assert_eq!((machine.state_of("a"), machine.state_of("b")), ("stopped".into(), "stopped".into()));
+    machine.good(&["apply"]);
+    assert_eq!((machine.state_of("a"), machine.state_of("b")), ("stopped".into(), "running".into()));
+    machine.good(&["start", "a"]);
+    assert_eq!(machine.state_of("a"), "running");
+}
+
+/// Beside a tmpfs of a few pages as state or run directory: `cp` fills it, `rm` frees it.
+#[test]
+fn a_full_disk_is_said_and_nothing_is_lost() {
+    let Some(machine) = Machine::new() else { return };
+    for (directory, size) in [("state", "8m"), ("run", "256k")] {
+        let path = machine.path().join(directory);
+        std::fs::create_dir_all(&path).unwrap();
+        let path = path.display().to_string();
+        let shell = |script: &str| {
+            let output = machine.outside(&["sh", "-ec", script]);
+            assert!(output.status.success(), "{script}: {output:?}");
+        };
+        shell(&format!("mount -t tmpfs -o size={size},mode=0700 tmpfs {path}"));
+        machine.jail("a", SLEEP);
+        machine.good(&["apply"]);
+        let pid = machine.pid("a");
+        machine.inside("a", "true");
+        shell(&format!("dd if=/dev/zero of={path}/ballast bs=4k 2>/dev/null || true"));
+        machine.jail("b", SLEEP);
+        let said = machine.status(&["apply"], 1);
+        let lines: Vec<&str> = said.lines().filter(|line| line.starts_with("stockade: ")).collect();
+        assert!(lines.len() == 1 && lines[0].contains("No space left on device"), "{directory}: {said}");
+        assert!(lines[0].starts_with("stockade: b: ") && lines[0].contains(directory), "{directory}: {said}");
+        assert_eq!(machine.pid("a"), pid, "{directory}");
+        assert_ne!(machine.state_of("b"), "running", "{directory}");
+        shell(&format!("rm {path}/ballast"));
+        machine.good(&["apply"]);
+        assert_eq!(machine.good(&["apply"]), "No changes.\n", "{directory}");
+        assert_eq!((machine.state_of("b"), machine.pid("a")), ("running".into(), pid), "{directory}");
+        machine.good(&["destroy", "--yes", "a", "b"]);
+        machine.remove("a");
+        machine.remove("b");
+        machine.good(&["apply"]);
+        shell(&format!("umount {path}"));
+    }
+}

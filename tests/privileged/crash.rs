@@ -165,3 +165,59 @@ fn a_start_that_was_cut_before_its_first_record_leaves_nothing() {
     assert!(!cut.exists());
     assert_eq!(machine.state_of("a"), "running");
 }
+
+#[test]
+fn a_stop_whose_hook_fails_goes_on_after_it_and_runs_it_once() {
+    let Some(machine) = Machine::new() else { return };
+    let base = machine.path().display().to_string();
+    for failing in ["prestop", "stop", "poststop", "release"] {
+        clear(&machine);
+        jail(&machine, "", "");
+        let path = machine.config().join("jails.d/a.toml");
+        let text = std::fs::read_to_string(&path).unwrap();
+        let good = format!("exec.{failing} = ['echo {failing} >> {base}/hooks']\n");
+        let bad = if failing == "stop" {
+            "exec.stop = ['false']\n".to_owned()
+        } else {
+            format!("exec.{failing} = ['echo {failing} >> {base}/hooks; false']\n")
+        };
+        machine.jail("a", &(text.replace(&good, "") + &bad));
+        machine.good(&["apply"]);
+        let before = hooks(&machine).len();
+        let said = machine.status(&["stop", "a"], 1);
+        let lines: Vec<&str> = said.lines().filter(|line| line.starts_with("stockade: ")).collect();
+        assert!(lines.len() == 1 && lines[0].contains(&format!("a: exec.{failing}")), "{failing}: {said}");
+        assert_ne!(machine.state_of("a"), "running", "{failing}");
+        machine.good(&["apply"]);
+        assert_eq!(machine.state_of("a"), "stopped", "{failing}: the stop by hand holds");
+        assert_eq!(hooks(&machine)[before..], ["prestop", "poststop", "release"], "{failing}: each once");
+        assert_eq!(machine.stockade(&["plan"]).status.code(), Some(0), "{failing}");
+        machine.good(&["destroy", "--yes", "a"]);
+    }
+}
+
+#[test]
+fn a_jail_is_adopted_by_another_binary() {
+    let Some(machine) = Machine::new() else { return };
+    let old = machine.path().join("stockade-of-yesterday");
+    std::fs::copy(env!("CARGO_BIN_EXE_stockade"), &old).unwrap();
+    jail(&machine, "", "");
+    let mut words = machine.words(&["apply"]);
+    for word in &mut words {
+        if word == env!("CARGO_BIN_EXE_stockade") {
+            *word = old.display().to_string();
+        }
+    }
+    let words: Vec<&str> = words.iter().map(String::as_str).collect();
+    let started = std::process::Command::new(words[0]).args(&words[1..]).output().unwrap();
+    assert!(started.status.success(), "{started:?}");
+    let pid = machine.pid("a");
+    std::fs::remove_file(&old).unwrap();
+    assert_eq!(machine.good(&["apply"]), "No changes.\n");
+    jail(&machine, "", "limits.memory = '32M'\n");
+    machine.good(&["apply"]);
+    assert_eq!((machine.pid("a"), machine.state_of("a")), (pid, "running".into()));
+    assert_eq!(machine.inside("a", "echo in"), "in\n");
+    machine.good(&["restart", "a"]);
+    assert_ne!(machine.pid("a"), pid);
+}

@@ -227,3 +227,59 @@ fn what_belongs_to_the_daemon_does_not_reach_jails_and_hooks() {
         }
     }
 }
+
+/// Lines that have come in, until one holds `text`.
+fn hear(server: &UnixDatagram, text: &str) -> String {
+    let mut buffer = [0; 16 << 10];
+    loop {
+        let length =
+            server.recv(&mut buffer).unwrap_or_else(|error| panic!("no line with {text:?}: {error}"));
+        let line = String::from_utf8_lossy(&buffer[..length]).into_owned();
+        if line.contains(text) {
+            return line;
+        }
+    }
+}
+
+#[test]
+fn syslog_may_restart_and_what_rings_no_bell_is_found_within_a_minute() {
+    let Some(mut machine) = Machine::new() else { return };
+    // A /dev of the machine's own, for the host's is no place for a test's server.
+    let dev = machine.path().join("dev");
+    let nodes = "m=$0; mkdir $m; for n in null:3 zero:5 full:7 random:8 urandom:9; do \
+        mknod -m 666 $m/${n%:*} c 1 ${n#*:}; done; mknod -m 666 $m/tty c 5 0; mount --bind $m /dev";
+    let made = machine.outside(&["sh", "-ec", nodes, &dev.display().to_string()]);
+    assert!(made.status.success(), "{made:?}");
+    let serve = || {
+        // Not there the first time.
+        let _ = std::fs::remove_file(dev.join("log"));
+        let server = UnixDatagram::bind(dev.join("log")).unwrap();
+        server.set_read_timeout(Some(std::time::Duration::from_secs(90))).unwrap();
+        server
+    };
+    let server = serve();
+    machine.jail("a", &format!("{SLEEP}[limits]\nmemory = \"64M\"\n"));
+    start(&mut machine, &[]);
+    hear(&server, "a: started");
+    drop(server);
+    machine.jail("b", SLEEP);
+    wait_running(&machine, "b");
+    let server = serve();
+    machine.jail("c", SLEEP);
+    hear(&server, "c: started");
+    let limit = machine
+        .cgroups()
+        .into_iter()
+        .flat_map(|cgroup| ["memory.limit_in_bytes", "memory.max"].map(|file| cgroup.join("a").join(file)))
+        .find(|path| path.exists())
+        .unwrap();
+    std::fs::write(limit, "32M").unwrap();
+    let changed = std::time::Instant::now();
+    let line = hear(&server, "a: repaired");
+    assert!(line.contains("limits.memory"), "{line}");
+    assert!(changed.elapsed() < std::time::Duration::from_secs(75), "{:?}", changed.elapsed());
+    machine.end_daemon();
+    // The keepers still have its null open.
+    let freed = machine.outside(&["umount", "--lazy", "/dev"]);
+    assert!(freed.status.success(), "{freed:?}");
+}

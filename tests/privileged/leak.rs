@@ -1,7 +1,6 @@
 //! The leak check: what the host has before a test, it has after it, and nothing more.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -31,10 +30,62 @@ pub fn look(machine: &Machine) -> Snapshot {
     all.insert("loop device", loops(machine.path()));
     all.insert("key of a jail's user", keys(machine));
     all.insert("file of the run directory", run_files(machine));
+    all.insert("temporary file", temporaries(machine));
     all.insert("id range without a jail", ids(machine));
     all.insert("half-made layer", layers(machine));
     all.insert("snapshot that is half made, or nobody's", changes(machine));
+    let ours = processes(machine);
+    all.insert("held namespace", ours.keys().flat_map(|pid| held(*pid, is_namespace)).collect());
+    all.insert("held terminal", ours.keys().flat_map(|pid| held(*pid, is_terminal)).collect());
+    if let Some(daemon) = &machine.daemon {
+        add_process(&mut all, daemon.id());
+    }
     Snapshot(all)
+}
+
+/// What one process that goes on has open, and its threads.
+pub fn add_process(all: &mut BTreeMap<&'static str, BTreeSet<String>>, pid: u32) {
+    all.insert("descriptor of the daemon", counted(descriptors(pid.cast_signed())));
+    let threads = std::fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten();
+    let name = |thread: std::fs::DirEntry| std::fs::read_to_string(thread.path().join("comm")).ok();
+    all.insert("thread of the daemon", counted(threads.filter_map(name).collect()));
+}
+
+/// Equal ones told apart by number: how many there are is what counts.
+fn counted(names: Vec<String>) -> BTreeSet<String> {
+    let mut counts: BTreeMap<String, u32> = BTreeMap::new();
+    let mut next = |name: String| {
+        let count = counts.entry(name.clone()).or_default();
+        *count += 1;
+        format!("{} {count}", name.trim())
+    };
+    names.into_iter().map(&mut next).collect()
+}
+
+/// Where each descriptor of a process leads to.
+fn descriptors(pid: i32) -> Vec<String> {
+    let entries = std::fs::read_dir(format!("/proc/{pid}/fd")).into_iter().flatten().flatten();
+    let link = |entry: std::fs::DirEntry| Some(std::fs::read_link(entry.path()).ok()?.display().to_string());
+    // Inode numbers of pipes and sockets differ from look to look.
+    let anonymous = |link: String| match link.split_once(":[") {
+        Some((kind @ ("pipe" | "socket"), _)) => kind.to_owned(),
+        _ => link,
+    };
+    entries.filter_map(link).map(anonymous).collect()
+}
+
+fn held(pid: i32, wanted: fn(&str) -> bool) -> Vec<String> {
+    let links = descriptors(pid).into_iter().filter(|link| wanted(link));
+    links.map(|link| format!("{link} by process {pid}")).collect()
+}
+
+fn is_namespace(link: &str) -> bool {
+    let kinds = ["net", "mnt", "pid", "user", "ipc", "uts", "cgroup", "time"];
+    link.split_once(":[").is_some_and(|(kind, _)| kinds.contains(&kind))
+}
+
+fn is_terminal(link: &str) -> bool {
+    link.contains("/ptmx") || link.contains("/pts/")
 }
 
 /// What is there now and was not there before, each with its kind; waits for the kernel to settle.
@@ -49,7 +100,7 @@ pub fn compare(before: &Snapshot, machine: &Machine) -> Vec<String> {
     }
 }
 
-fn difference(before: &Snapshot, after: &Snapshot) -> Vec<String> {
+pub fn difference(before: &Snapshot, after: &Snapshot) -> Vec<String> {
     let new = after.0.iter().flat_map(|(kind, names)| {
         let known = before.0.get(kind);
         let unknown = move |name: &&String| known.is_none_or(|known| !known.contains(*name));
@@ -104,14 +155,13 @@ pub fn processes(machine: &Machine) -> BTreeMap<i32, String> {
     let numbers = names.filter(|name| name.bytes().all(|byte| byte.is_ascii_digit()));
     let ours = |pid: &String| {
         let text = |file: &str| std::fs::read_to_string(format!("/proc/{pid}/{file}")).unwrap_or_default();
-        let owner = std::fs::metadata(format!("/proc/{pid}")).map_or(0, |metadata| metadata.uid());
         let inside = |kind: &str, own: &Option<PathBuf>| own.is_some() && namespace(pid, kind) == *own;
         let cgroup = format!("/{}/", machine.cgroup);
         *pid != holder
             && (inside("net", &net)
                 || inside("mnt", &mount)
                 || text("cgroup").contains(&cgroup)
-                || machine.ids().contains(&owner))
+                || users(&text("status")).any(|user| machine.ids().contains(&user)))
     };
     let name = |pid: String| {
         let words = std::fs::read_to_string(format!("/proc/{pid}/cmdline")).unwrap_or_default();
@@ -120,6 +170,13 @@ pub fn processes(machine: &Machine) -> BTreeMap<i32, String> {
         Some((pid.parse().ok()?, format!("{pid} {shown}")))
     };
     numbers.filter(ours).filter_map(name).collect()
+}
+
+/// Real, effective, saved and file system user. The owner of the directory in /proc is none of
+/// them when a process may not be dumped.
+fn users(status: &str) -> impl Iterator<Item = u32> {
+    let line = status.lines().find_map(|line| line.strip_prefix("Uid:")).unwrap_or_default();
+    line.split_whitespace().filter_map(|user| user.parse().ok())
 }
 
 /// One kind of ip(8)'s objects, each as its JSON without what changes by itself.
@@ -167,11 +224,22 @@ fn keys(machine: &Machine) -> BTreeSet<String> {
 }
 
 fn run_files(machine: &Machine) -> BTreeSet<String> {
-    let mut files = BTreeSet::new();
-    for directory in ["jails", "exits"] {
-        files.extend(below(&machine.run_dir().join(directory)));
-    }
-    files
+    ["jails", "exits"].iter().flat_map(|directory| entries(&machine.run_dir().join(directory))).collect()
+}
+
+/// What was to be renamed once it was whole.
+fn temporaries(machine: &Machine) -> BTreeSet<String> {
+    let (run, state) = (machine.run_dir(), machine.state());
+    let mut directories = vec![run.clone(), state.clone(), run.join("locks")];
+    directories.extend(entries(&run.join("jails")).into_iter().map(PathBuf::from));
+    directories.extend(entries(&state.join("jails")).into_iter().map(PathBuf::from));
+    let files = directories.iter().flat_map(|directory| entries(directory));
+    files.filter(|path| path.contains("/.")).collect()
+}
+
+fn entries(directory: &Path) -> Vec<String> {
+    let entries = std::fs::read_dir(directory).into_iter().flatten().flatten();
+    entries.map(|entry| entry.path().display().to_string()).collect()
 }
 
 /// Id ranges whose jail keeps no files; a jail that does keeps its range, and the numbered ones

@@ -48,6 +48,7 @@ pub struct Machine {
     holder: Child,
     pub cgroup: String,
     pub first_id: u32,
+    ranges: u32,
     before: Snapshot,
     pub daemon: Option<Child>,
     _one: MutexGuard<'static, ()>,
@@ -69,6 +70,7 @@ impl Machine {
         let mut machine = Self {
             cgroup: format!("stockade-test-{}-{number}", std::process::id()),
             first_id: FIRST_ID + std::process::id().wrapping_add(number) % POOLS * RANGES * 65_536,
+            ranges: RANGES,
             directory,
             holder,
             before: Snapshot::default(),
@@ -82,9 +84,16 @@ impl Machine {
 
     /// Writes stockade.toml with more lines of its own; tables only, for they come last.
     pub fn host(&self, more: &str) {
-        let pool = format!("[ids]\nfirst = {}\nranges = {RANGES}\n", self.first_id);
+        let pool = format!("[ids]\nfirst = {}\nranges = {}\n", self.first_id, self.ranges);
         self.write("stockade.toml", &format!("cgroup = \"{}\"\n{pool}{more}\n", self.cgroup));
         std::fs::create_dir_all(self.config().join("jails.d")).unwrap();
+    }
+
+    /// For a thousand jails: ids above those of all other machines. There is one such pool.
+    pub fn make_room(&mut self) {
+        self.ranges = 1_024;
+        self.first_id = FIRST_ID + POOLS * RANGES * 65_536;
+        self.host("");
     }
 
     pub fn path(&self) -> &Path {
@@ -113,7 +122,7 @@ impl Machine {
 
     /// The namespaces' first ids that a jail can have here, and one past the last.
     pub fn ids(&self) -> std::ops::Range<u32> {
-        self.first_id..self.first_id + RANGES * 65_536
+        self.first_id..self.first_id + self.ranges * 65_536
     }
 
     /// A file below the configuration directory.
@@ -132,7 +141,7 @@ impl Machine {
     }
 
     /// nsenter(1) and the words that make a command run on this machine.
-    fn enter(&self) -> Vec<String> {
+    pub fn enter(&self) -> Vec<String> {
         let pid = self.holder.id();
         let to = |kind: &str, ns: &str| format!("--{kind}=/proc/{pid}/ns/{ns}");
         vec!["nsenter".into(), to("net", "net"), to("mount", "mnt"), "--".into()]
@@ -182,6 +191,12 @@ impl Machine {
     /// stdout of a call that must exit with 0.
     pub fn good(&self, args: &[&str]) -> String {
         self.status(args, 0)
+    }
+
+    /// The same of one that may take longer.
+    pub fn good_within(&self, args: &[&str], limit: Duration) {
+        let output = run_within(&self.words(args), b"", limit);
+        assert!(output.status.success(), "{}", said(&output));
     }
 
     /// stdout and stderr of a call that must exit with `status`.
@@ -328,8 +343,12 @@ fn remove_cgroup(path: &Path) {
 }
 
 fn run(words: &[String], input: &[u8]) -> Output {
+    run_within(words, input, CALL_LIMIT)
+}
+
+fn run_within(words: &[String], input: &[u8], limit: Duration) -> Output {
     let mut command = assert_cmd::Command::new(&words[0]);
-    command.args(&words[1..]).env("NO_COLOR", "1").timeout(CALL_LIMIT);
+    command.args(&words[1..]).env("NO_COLOR", "1").timeout(limit);
     command.write_stdin(input).output().unwrap()
 }
 

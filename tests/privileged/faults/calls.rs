@@ -42,8 +42,10 @@ const NO_STEPS: &[(&str, i64)] = table!(
     SYS_sigaltstack
 );
 
-pub fn is_no_step(call: i64) -> bool {
-    NO_STEPS.iter().any(|(_, number)| *number == call)
+/// How ps(1) shows a process is no step either.
+pub fn is_no_step(call: i64, first: u64) -> bool {
+    let renames = call == libc::SYS_prctl && first == u64::from(libc::PR_SET_NAME.cast_unsigned());
+    renames || NO_STEPS.iter().any(|(_, number)| *number == call)
 }
 
 pub fn name(call: i64) -> String {

@@ -288,7 +288,7 @@ impl Tracer {
         let call = regs.orig_rax.cast_signed();
         let leader = self.threads[&pid.as_raw()];
         let process = self.processes.get_mut(&leader).expect("a thread's leader is known");
-        if !process.ours || calls::is_no_step(call) {
+        if !process.ours || calls::is_no_step(call, regs.rdi) {
             return go_on(pid, None);
         }
         let count = process.calls.entry(call).or_default();

@@ -374,10 +374,17 @@ fn on_shared_mounts_nothing_of_a_jail_comes_out() {
     let own_usr = "[[mount]]\nsource = \"/usr\"\ntarget = \"/usr\"\noptions = [\"ro\", \"rbind\"]\n";
     machine.jail("path", &idle(own_usr).replace("template = \"host\"", &format!("path = \"{copy}\"")));
     machine.jail("image", &idle("[limits]\ndisk = \"16M\""));
+    machine.write("templates/two/template.toml", "[base]\nhost = true\n");
+    machine.write("templates/two/files/srv/own", "a second layer\n");
+    machine.jail("two", &idle("").replace("template = \"host\"", "template = \"two\""));
     machine.good(&["apply"]);
-    for name in ["thick", "path", "image"] {
+    assert_eq!(machine.record("two")["layers"].as_array().map(Vec::len), Some(2));
+    for name in ["thick", "path", "image", "two"] {
         assert_eq!(machine.inside(name, "echo in > /root/x; cat /root/x"), "in\n");
     }
+    machine.jail("image", &idle("[root]\nstorage = \"directory\""));
+    machine.good(&["apply"]);
+    assert_eq!(machine.inside("image", "cat /root/x"), "in\n");
     let mounts = String::from_utf8(machine.outside(&["cat", "/proc/self/mountinfo"]).stdout).unwrap();
     let below = machine.path().display().to_string();
     assert!(!mounts.contains(&below), "{mounts}");

@@ -57,7 +57,12 @@ fn merge_apart(
     // First, while it is still the host's namespace that the copies are made from.
     let copies = layers
         .iter()
-        .map(|layer| mount::clone_tree(layer.as_fd(), Path::new(""), false))
+        .map(|layer| {
+            let copy = mount::clone_tree(layer.as_fd(), Path::new(""), false)?;
+            // Private too: the next one is attached on top of it.
+            mount::set_attributes(copy.as_fd(), READ_ONLY, 0, None, false)?;
+            Ok(copy)
+        })
         .collect::<std::io::Result<Vec<_>>>()
         .context("copy a mount")?;
     namespace::unshare(libc::CLONE_NEWNS).context("leave the mount namespace")?;

@@ -25,7 +25,7 @@ use serde_json::Value;
 use sha2::{Digest, Sha256};
 
 use crate::desired::{
-    Build, CopiedFile, CopiedKind, Debootstrap, DesiredRoot, Layer, LayerSource, OnChange, RootFile,
+    Blob, Build, CopiedFile, CopiedKind, Debootstrap, DesiredRoot, Layer, LayerSource, OnChange, RootFile,
 };
 use crate::diagnostic::Diagnostic;
 use crate::etc;
@@ -82,6 +82,8 @@ pub struct Template {
     pub base_span: Range<usize>,
     /// False: set-id bits in the base's archive are dropped.
     pub setuid: bool,
+    /// With a template for a base: an archive of what lies over it, in the template's directory.
+    pub changes: Option<Blob>,
     /// What `root::layers::look` finds of the base; set by `source` after parsing.
     pub stamp: String,
     /// Of an `oci` base, found likewise.
@@ -156,6 +158,7 @@ impl Template {
             base: Base::Host,
             base_span: 0..0,
             setuid: true,
+            changes: None,
             stamp,
             image: None,
             build: None,
@@ -283,7 +286,7 @@ fn add_base(template: &Template, layers: &mut VecDeque<Layer>) {
             add(&parts, LayerSource::Debootstrap(wanted.clone()));
         }
         Base::Oci { path, .. } => add_image(template, path, layers),
-        Base::Template(_) => {}
+        Base::Template(_) => add_changes(template, layers),
     }
 }
 
@@ -326,6 +329,19 @@ fn add_image(template: &Template, archive: &Path, layers: &mut VecDeque<Layer>) 
         let (archive, blob, setuid) = (archive.to_owned(), blob.clone(), template.setuid);
         layers.push_front(Layer { id, source: LayerSource::Image { archive, blob, setuid, below } });
     }
+}
+
+/// A layer like an image's: its name holds those below, for what it deletes is theirs.
+fn add_changes(template: &Template, layers: &mut VecDeque<Layer>) {
+    let Some(blob) = &template.changes else { return };
+    let below: Vec<String> = layers.iter().map(|layer| layer.id.clone()).collect();
+    let mut parts = vec!["changes", blob.sha256.as_str()];
+    parts.extend((!template.setuid).then_some("nosuid"));
+    parts.extend(below.first().map(String::as_str));
+    let id = id(&parts);
+    let archive = template.file.parent().unwrap_or(Path::new("")).to_owned();
+    let source = LayerSource::Image { archive, blob: blob.clone(), setuid: template.setuid, below };
+    layers.push_front(Layer { id, source });
 }
 
 /// What the image at the bottom of a template's chain starts by itself, if there is one, and whose

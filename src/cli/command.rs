@@ -99,6 +99,8 @@ pub enum Command {
     Clone(super::snapshot::CloneArgs),
     /// Show what a jail has changed against its template
     Diff(super::sandbox::DiffArgs),
+    /// Make a template of what a jail has written
+    Commit(super::commit::CommitArgs),
     /// Copy files out of what a jail has written
     Recover(super::sandbox::RecoverArgs),
     /// Remove what nothing uses any more

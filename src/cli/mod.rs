@@ -2,6 +2,7 @@
 //! rest; the shapes of tables and JSON are made where the facts are.
 
 mod command;
+mod commit;
 mod complete;
 mod cp;
 mod definition;
@@ -87,6 +88,7 @@ fn dispatch(options: &Options) -> anyhow::Result<i32> {
         Command::Snapshot(take) => snapshot::snapshot(options, take),
         Command::Rollback(rollback) => snapshot::rollback(options, rollback),
         Command::Clone(clone) => snapshot::clone(options, clone),
+        Command::Commit(commit) => commit::commit(options, commit),
         Command::Diff(diff) => sandbox::diff(options, diff),
         Command::Recover(recover) => sandbox::recover(options, recover),
         Command::Gc(gc) => gc::gc(options, gc.dry_run),

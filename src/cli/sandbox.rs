@@ -52,15 +52,15 @@ pub struct RecoverArgs {
 }
 
 /// The jail and where its parts lie.
-struct Seen {
-    host: Host,
-    wanted: DesiredJail,
+pub struct Seen {
+    pub host: Host,
+    pub wanted: DesiredJail,
     layers: Vec<PathBuf>,
     own: Vec<OwnLower>,
 }
 
 impl Seen {
-    fn of(options: &Options, name: &str, from: Option<&str>) -> Result<Self> {
+    pub fn of(options: &Options, name: &str, from: Option<&str>) -> Result<Self> {
         let (desired, host) = snapshot::open(options)?;
         let wanted = snapshot::jail(&desired, name)?.clone();
         refuse(&wanted).with_context(|| name.to_owned())?;
@@ -81,7 +81,7 @@ impl Seen {
     }
 
     /// Of no use to anybody after this but through the view.
-    fn sides(&self) -> Result<Sides> {
+    pub fn sides(&self) -> Result<Sides> {
         Sides::open(&self.layers, &self.own, &self.host.journal.paths.state.join("ids"))
     }
 }
@@ -126,7 +126,7 @@ pub fn diff(options: &Options, asked: &DiffArgs) -> Result<i32> {
 }
 
 /// Without the files that stockade itself writes into the jail.
-fn changes_of(seen: &Seen, sides: &Sides) -> Result<Vec<Change>> {
+pub fn changes_of(seen: &Seen, sides: &Sides) -> Result<Vec<Change>> {
     let mut changes = diff::diff(sides).with_context(|| format!("compare {}", seen.wanted.jail.name))?;
     let rendered = seen.wanted.root.files.iter().map(|file| file.target.clone());
     let ours: BTreeSet<PathBuf> =

@@ -127,6 +127,12 @@ impl<'p, W: Write> Pack<'p, W> {
         self.children(directory, path, stat.st_dev, 0)
     }
 
+    /// Packs the directory itself alone.
+    pub fn directory_alone(&mut self, directory: &OwnedFd, path: &Path) -> anyhow::Result<()> {
+        let stat = rustix::fs::fstat(directory).context("stat")?;
+        self.directory_entry(directory, path, &stat)
+    }
+
     /// The recursion is bounded by `DEPTH_MAX`.
     fn any(&mut self, parent: BorrowedFd<'_>, name: &OsStr, path: &Path, depth: usize) -> anyhow::Result<()> {
         ensure!(!crate::execute::interrupted(), "interrupted");

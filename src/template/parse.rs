@@ -55,6 +55,7 @@ pub fn parse(file: &Path, text: &str, entries: &[TemplateEntry]) -> (Option<Temp
         base: base.base,
         base_span: base.span,
         setuid: base.setuid,
+        changes: base.changes,
         stamp: String::new(),
         image: None,
         build,

@@ -175,3 +175,30 @@ fn a_sandbox_forgets_what_was_written_at_its_stop_and_falls_back_to_its_base() {
     machine.good(&["restart", "a"]);
     assert_eq!(machine.inside("a", "cat /srv/*"), "base\n");
 }
+
+#[test]
+fn what_was_tried_out_becomes_a_template() {
+    let Some(machine) = Machine::new() else { return };
+    jail(&machine, "");
+    inside(&machine, "a", CHANGES);
+    assert!(machine.status(&["commit", "a", "u"], 1).contains("it runs"));
+    machine.good(&["snapshot", "a", "s"]);
+    machine.good(&["commit", "a", "u", "--from", "s"]);
+    let look = "cd /srv; cat changed new dir/sub/x opaque/both merged/* to-dir/i to-file moved/x same; ls -a; ls -a opaque; stat -c '%n %u:%g %a %Y' *";
+    let stat = |name: &str| inside(&machine, name, &look.replace("stat", "busybox stat"));
+    machine.jail("b", "template = 'u'\n[exec]\ncommand = ['/bin/sleep', '1000']\n");
+    machine.good(&["apply"]);
+    // A FIFO is nothing for a layer.
+    inside(&machine, "a", "rm /srv/fifo");
+    assert_eq!(stat("b"), stat("a"));
+    assert_eq!(below_srv(&machine.good(&["diff", "b"])), "", "it is all the template's");
+    assert!(machine.status(&["commit", "a", "u", "--from", "s"], 1).contains("exists"));
+    // One upon the other, of a jail that is stopped.
+    inside(&machine, "b", "rm /srv/new; echo b > /srv/b");
+    machine.good(&["stop", "b"]);
+    machine.good(&["commit", "b", "v"]);
+    assert_eq!(
+        machine.good(&["run", "v", "--", "/bin/sh", "-c", "cat /srv/b; ls /srv/new 2>/dev/null || true"]),
+        "b\n"
+    );
+}

@@ -2,11 +2,12 @@
 
 use std::borrow::Cow;
 use std::ops::Range;
-use std::path::{Path, PathBuf};
+use std::path::{Component, Path, PathBuf};
 
 use toml::Spanned;
 
 use super::{Item, Reader, Table};
+use crate::desired::Blob;
 use crate::diagnostic::Diagnostic;
 use crate::template::{Base, hex};
 
@@ -14,7 +15,8 @@ use crate::template::{Base, hex};
 const BASES: &[&str] = &["host", "directory", "tar", "template", "debootstrap", "oci"];
 /// The other keys of `[base]`, and the bases they go with.
 const QUALIFIERS: &[(&str, &[&str])] = &[
-    ("sha256", &["tar"]),
+    ("sha256", &["tar", "template"]),
+    ("changes", &["template"]),
     ("version", &["directory", "debootstrap"]),
     ("reference", &["oci"]),
     ("setuid", &["tar", "oci"]),
@@ -25,6 +27,7 @@ pub struct Found {
     pub base: Base,
     pub span: Range<usize>,
     pub setuid: bool,
+    pub changes: Option<Blob>,
 }
 
 impl Reader<'_> {
@@ -53,7 +56,24 @@ impl Reader<'_> {
         self.qualifiers(table, key.get_ref());
         let setuid = table.get("setuid").map_or(Some(true), |item| self.boolean(item));
         let base = self.one_base(table, key, value)?;
-        Some(Found { base, span: key.span().start..value.span().end, setuid: setuid? })
+        let changes = self.changes(table);
+        Some(Found { base, span: key.span().start..value.span().end, setuid: setuid?, changes })
+    }
+
+    /// An archive beside the template, as `commit` writes it.
+    fn changes(&mut self, table: &Table<'_>) -> Option<Blob> {
+        let item = table.get("changes")?;
+        let name = PathBuf::from(self.string(item)?);
+        if !name.components().all(|part| matches!(part, Component::Normal(_))) {
+            self.at(item.span(), "this has to be a path below the template's directory");
+            return None;
+        }
+        let Some(digest) = table.get("sha256") else {
+            self.at(item.span(), "`changes` needs the `sha256` of its archive beside it");
+            return None;
+        };
+        let sha256 = self.sha256(digest)?;
+        Some(Blob { name, sha256, size: None })
     }
 
     fn qualifiers(&mut self, table: &Table<'_>, base: &str) {

@@ -89,6 +89,10 @@ pub enum Command {
     Run(Run),
     /// Copy files into a jail, out of it, or between jails
     Cp(super::cp::Cp),
+    /// Write an archive of a jail
+    Export(super::export::Export),
+    /// Make a jail from an archive
+    Import(super::import::Import),
     /// Stop a jail and delete its files
     Destroy(Destroy),
     /// Keep what a jail has written at this moment, list such, remove them
@@ -260,9 +264,12 @@ pub struct Destroy {
 
 #[derive(Debug, Args)]
 pub struct Gc {
-    /// Only say what would be removed
+    /// Only say what would be done
     #[arg(short = 'n', long)]
     pub dry_run: bool,
+    /// Share what is the same in several layers and thick roots instead, where the file system can
+    #[arg(long)]
+    pub dedup: bool,
 }
 
 #[derive(Debug, Args)]

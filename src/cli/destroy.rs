@@ -124,6 +124,8 @@ impl Doomed {
         });
         let gone = self.names.iter().filter(|name| outcomes.get(*name) == Some(&Outcome::Done));
         let links = self.links_and_bridges(gone);
+        // The cgroup of them all is the last one's as well; with another jail in it, it stays.
+        let parent = self.host.hierarchies.remove_parent(&self.host.config.cgroup);
         let mut items = Vec::new();
         for (name, outcome) in &outcomes {
             let error = match outcome {
@@ -136,7 +138,7 @@ impl Doomed {
             }
             items.push(json!({ "name": name, "destroyed": error.is_none(), "error": error }));
         }
-        links?;
+        links.and(parent)?;
         if options.json {
             output::json_text(&output::envelope("destroyed", items.into()));
         }

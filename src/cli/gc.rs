@@ -10,6 +10,7 @@ use anyhow::{Context, Result};
 use comfy_table::{Table, presets};
 use serde_json::{Value, json};
 
+use super::import::{self, Dead};
 use super::{DONE, FAILED, Options, output, template};
 use crate::desired::Desired;
 use crate::execute::{self, Host};
@@ -28,7 +29,10 @@ const SETTLED: Duration = Duration::from_hours(2);
 enum Garbage {
     Layer(String),
     HalfLayer(String),
+    HalfImport(Dead),
     Cgroup(JailName),
+    /// The one of all jails, when there are none.
+    Parent(String),
     RunDirectory(JailName),
     Restarts(JailName),
     ExitBell(JailName),
@@ -42,7 +46,8 @@ impl Garbage {
         match self {
             Self::Layer(_) => "layer",
             Self::HalfLayer(_) => "half-built layer",
-            Self::Cgroup(_) => "cgroup",
+            Self::HalfImport(_) => "half import",
+            Self::Cgroup(_) | Self::Parent(_) => "cgroup",
             Self::RunDirectory(_) => "run directory",
             Self::Restarts(_) => "restart count",
             Self::ExitBell(_) => "exit notice",
@@ -54,7 +59,10 @@ impl Garbage {
 
     fn name(&self) -> String {
         match self {
-            Self::Layer(name) | Self::HalfLayer(name) | Self::Bridge(name) => name.clone(),
+            Self::Layer(name) | Self::HalfLayer(name) | Self::Bridge(name) | Self::Parent(name) => {
+                name.clone()
+            }
+            Self::HalfImport(dead) => dead.name().to_string(),
             Self::Cgroup(name)
             | Self::RunDirectory(name)
             | Self::Restarts(name)
@@ -145,6 +153,7 @@ impl Look {
     fn everything(&self) -> Result<Found> {
         let mut found = Found::new();
         self.layers(&mut found)?;
+        found.extend(import::dead(&self.host)?.into_iter().map(|dead| (Garbage::HalfImport(dead), 0)));
         self.cgroups(&mut found)?;
         self.run_directories(&mut found)?;
         self.notices(&mut found)?;
@@ -201,6 +210,9 @@ impl Look {
     }
 
     fn cgroups(&self, found: &mut Found) -> Result<()> {
+        if self.host.hierarchies.has_empty(&self.host.config.cgroup)? {
+            found.insert(Garbage::Parent(self.host.config.cgroup.clone()), 0);
+        }
         for name in self.host.hierarchies.children(&self.host.config.cgroup)? {
             let Ok(name) = JailName::new(&name) else { continue };
             let recorded = self.live.jails.get(&name).is_some_and(|jail| jail.record.is_some());
@@ -278,6 +290,8 @@ impl Look {
         match garbage {
             Garbage::Layer(id) => root::layers::remove(state, id),
             Garbage::HalfLayer(_) => root::layers::remove_half_built(state),
+            Garbage::Parent(name) => self.host.hierarchies.remove_parent(name),
+            Garbage::HalfImport(dead) => dead.remove(&self.host),
             Garbage::Cgroup(name) => execute::remove_cgroup(&self.host, name),
             Garbage::RunDirectory(name) => journal.forget(name),
             Garbage::Restarts(name) => journal.write_restarts(name, &Restarts::default()),

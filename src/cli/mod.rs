@@ -5,11 +5,14 @@ mod command;
 mod commit;
 mod complete;
 mod cp;
+mod dedup;
 mod definition;
 mod destroy;
 mod doctor;
 mod exec;
+mod export;
 mod gc;
+mod import;
 mod jails;
 mod logs;
 mod output;
@@ -84,6 +87,8 @@ fn dispatch(options: &Options) -> anyhow::Result<i32> {
         Command::Logs(logs) => logs::logs(options, logs),
         Command::Run(run) => run::run(options, run),
         Command::Cp(asked) => cp::cp(options, asked),
+        Command::Export(asked) => export::export(options, asked),
+        Command::Import(asked) => import::import(options, asked),
         Command::Destroy(destroy) => destroy::destroy(options, destroy),
         Command::Snapshot(take) => snapshot::snapshot(options, take),
         Command::Rollback(rollback) => snapshot::rollback(options, rollback),
@@ -91,6 +96,7 @@ fn dispatch(options: &Options) -> anyhow::Result<i32> {
         Command::Commit(commit) => commit::commit(options, commit),
         Command::Diff(diff) => sandbox::diff(options, diff),
         Command::Recover(recover) => sandbox::recover(options, recover),
+        Command::Gc(gc) if gc.dedup => dedup::dedup(options, gc.dry_run),
         Command::Gc(gc) => gc::gc(options, gc.dry_run),
         Command::Template(template) => template::template(options, template),
         Command::Doctor => Ok(doctor::doctor(options)),

@@ -277,6 +277,13 @@ impl Cgroup {
 }
 
 impl Hierarchies {
+    /// Whether any hierarchy has `parent` with no jail in it.
+    pub fn has_empty(&self, parent: &str) -> Result<bool> {
+        let path = join(self.base(), parent);
+        let mut trees = self.trees().map(|(_, tree)| tree).chain(self.unified());
+        Ok(self.children(parent)?.is_empty() && trees.any(|tree| tree.exists(&path)))
+    }
+
     /// Removes `parent` where no jail is left in it.
     pub fn remove_parent(&self, parent: &str) -> Result<()> {
         check_path(parent)?;

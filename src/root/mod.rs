@@ -6,9 +6,13 @@
 pub mod carry;
 pub mod changes;
 pub mod copy;
+pub mod dedup;
 pub mod diff;
+pub mod export;
 pub mod files;
+pub mod import;
 pub mod layers;
+pub mod manifest;
 pub mod own;
 pub mod pack;
 pub mod removal;

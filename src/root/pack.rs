@@ -276,14 +276,18 @@ impl<'p, W: Write> Pack<'p, W> {
                 ("GNU.sparse.realsize", real.as_bytes()),
             ],
         )?;
-        let mut header = self.header(stat, EntryType::Regular);
+        // GNU tar takes holes behind a header of its own for those of an older form.
+        let mut header = self.fill(Header::new_ustar(), stat, EntryType::Regular);
         header.set_size(map.len() as u64 + parts.iter().map(|(_, length)| length).sum::<u64>());
         let mut contents = Stretches { map: &map, file, parts, done: 0, told: self.told };
         self.out.append_data(&mut header, sparse_name(found.path), &mut contents).context("write")
     }
 
     fn header(&self, stat: &Stat, kind: EntryType) -> Header {
-        let mut header = Header::new_gnu();
+        self.fill(Header::new_gnu(), stat, kind)
+    }
+
+    fn fill(&self, mut header: Header, stat: &Stat, kind: EntryType) -> Header {
         header.set_entry_type(kind);
         header.set_size(0);
         header.set_mtime(u64::try_from(stat.st_mtime).unwrap_or(0));

@@ -116,6 +116,12 @@ fn write_note(place: &Path, held: &Held) -> Result<()> {
     crate::journal::replace_synced(&place.join(NOTE), &text)
 }
 
+/// Notes that a directory which is to be a jail's holds a thick root.
+pub fn note_thick(place: &Path) -> Result<()> {
+    let why = "as it was exported".to_owned();
+    write_note(place, &Held { kind: Kind::Directory, why, ..Held::overlay() })
+}
+
 /// Removes all that the jail has written; its other files below `jails/NAME` stay.
 pub fn discard(state: &Path, name: &JailName) -> Result<()> {
     let place = jail_directory(state, name);

@@ -91,6 +91,26 @@ pub fn load_beside(paths: &Paths, file: &Path, text: &str) -> (Desired, Vec<Diag
     resolve::resolve(parse(paths, texts))
 }
 
+/// Like [`load`], with one more definition, and the templates below `templates` that the host does
+/// not have: for `import`.
+pub fn load_more(paths: &Paths, file: PathBuf, text: String, templates: &Path) -> (Desired, Vec<Diagnostic>) {
+    resolve::resolve(with_more(paths, file, text, templates))
+}
+
+/// What [`load_more`] resolves.
+pub fn with_more(paths: &Paths, file: PathBuf, text: String, templates: &Path) -> Input {
+    let mut texts = read(paths);
+    texts.definitions.push((file, text));
+    let mut more = Texts::default();
+    more.templates(templates, Guard::strict());
+    let has = |name: &str| texts.templates.iter().any(|own| own.name == name);
+    more.templates
+        .retain(|template| !has(&template.name) && !texts.broken_templates.contains_key(&template.name));
+    texts.templates.extend(more.templates);
+    texts.diagnostics.extend(more.diagnostics);
+    parse(paths, texts)
+}
+
 /// One definition given as text beside the host's file and templates, which may be absent: for
 /// `run`. The other jails are left out.
 pub fn load_text(paths: &Paths, name: &JailName, text: &str) -> (Desired, Vec<Diagnostic>) {

@@ -4,6 +4,7 @@
 pub mod btrfs;
 pub mod cgroup;
 pub mod confine;
+pub mod extents;
 pub mod file;
 pub mod grow;
 pub mod loops;

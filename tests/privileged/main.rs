@@ -8,6 +8,8 @@ mod builds;
 mod cp;
 mod crash;
 mod daemon;
+mod dedup;
+mod export;
 mod faults;
 mod hooks;
 mod images;

@@ -67,8 +67,7 @@ impl Budget {
 
     /// For what a person copies and looks on: it ends when they say so.
     pub fn boundless() -> Self {
-        let deadline = Instant::now() + BOUNDLESS_TIME;
-        Self { entries: u64::MAX, bytes: u64::MAX, deadline }
+        Self { entries: u64::MAX, bytes: u64::MAX, deadline: Instant::now() + BOUNDLESS_TIME }
     }
 
     fn in_time(&self) -> anyhow::Result<()> {

@@ -120,6 +120,16 @@ impl<'e, 'a, R: Read> Item<'e, 'a, R> {
         self.entry.size()
     }
 
+    /// All of its contents, at most `most` bytes.
+    pub fn contents(&mut self, most: u64) -> anyhow::Result<Vec<u8>> {
+        ensure!(self.entry.header().entry_type() == EntryType::Regular, "it is not a regular file");
+        ensure!(self.size() <= most, "it has more than {most} bytes");
+        let mut contents = Vec::new();
+        self.entry.read_to_end(&mut contents).context("read")?;
+        ensure!(contents.len() as u64 == self.size(), "the archive ends in the middle of it");
+        Ok(contents)
+    }
+
     /// Lays it at `path` of `tree`; false when it is of a kind that is left out.
     pub fn lay(&mut self, path: &Path, tree: &mut Tree, keep: Keep) -> anyhow::Result<bool> {
         let laid = self.lay_kind(path, tree, keep)?;

@@ -1,0 +1,197 @@
+//! `export`: one archive of a jail, to a file or a pipe.
+
+use std::fs::File;
+use std::io::{self, BufWriter, IsTerminal, Read, Write};
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, anyhow, bail, ensure};
+use clap::Args;
+use rustix::pipe::PipeFlags;
+use serde_json::json;
+
+use super::progress::Progress;
+use super::{DONE, Options, output};
+use crate::desired::Desired;
+use crate::execute::{self, Host};
+use crate::jail::JailName;
+use crate::journal::{ids, lock};
+use crate::limits::Cgroup;
+use crate::live::JailState;
+use crate::root::export::{self, Written};
+use crate::root::manifest::Manifest;
+use crate::root::{Volume, snapshot};
+use crate::storage::Kind;
+use crate::sys::process::{self, Cloned};
+use crate::template::{self, Base};
+use crate::{probe, source, status};
+
+const CHUNK: usize = 1 << 20;
+
+#[derive(Debug, Args)]
+pub struct Export {
+    pub name: String,
+    /// Where to, or - for standard output
+    #[arg(default_value = "-", value_name = "FILE")]
+    pub file: PathBuf,
+}
+
+pub fn export(options: &Options, asked: &Export) -> Result<i32> {
+    let name = JailName::new(&asked.name).map_err(|e| anyhow!(e))?;
+    let to_pipe = asked.file == Path::new("-");
+    ensure!(
+        !to_pipe || !io::stdout().is_terminal(),
+        "export: an archive does not go to a terminal: name a file"
+    );
+    let (desired, _) = source::load(&options.paths());
+    let host = Host::open(desired.host.clone())?;
+    process::catch_interrupt()?;
+    process::ignore_pipe_signal();
+    let lock = lock::jail(&host.journal.paths, &name)?;
+    let jail = probe::one(&host.journal, &host.config, &host.hierarchies, &name)?;
+    ensure!(jail.state != JailState::Partial, "{name}: its start or stop was cut off: apply first");
+    let runs = matches!(jail.state, JailState::Up | JailState::Orphaned);
+    let (manifest, writes) = manifest(options, &host, &desired, &name)?;
+    let definition = std::fs::read(&desired.jails[&name].file).context("read the definition")?;
+    let progress = Progress::new(options, name.as_str(), Some(manifest.bytes))?;
+    let frozen = if runs { Some(Frozen::new(&execute::cgroup(&host, &name)?)?) } else { None };
+    if let Some(writes) = &writes {
+        rustix::fs::syncfs(writes).context("flush the jail's files")?;
+    }
+    let templates = host.config.paths.config.join("templates");
+    let all = export::Export { manifest: &manifest, definition: &definition, templates: &templates, writes };
+    let mut pause = None;
+    let packed = || pause = frozen.map(Frozen::end);
+    let written = to(&asked.file, |out| export::write(all, out, &|bytes| progress.add(bytes), packed))?;
+    drop((progress, lock));
+    report(options, &manifest, &written, pause, to_pipe);
+    Ok(DONE)
+}
+
+fn report(options: &Options, manifest: &Manifest, written: &Written, pause: Option<Duration>, to_pipe: bool) {
+    for path in &written.left_out {
+        eprintln!("stockade: left out: {}: no file, directory or link", path.display());
+    }
+    if options.json && !to_pipe {
+        let pause_ms = pause.map(|pause| pause.as_millis());
+        let item = json!({
+            "name": manifest.name, "entries": manifest.entries, "bytes": manifest.bytes,
+            "sha256": written.sha256, "pause_ms": pause_ms.map(|ms| u64::try_from(ms).unwrap_or(u64::MAX)),
+        });
+        return output::json_text(&output::envelope("exported", json!([item])));
+    }
+    let paused = pause.map(|pause| format!(", paused for {:.2} s", pause.as_secs_f64())).unwrap_or_default();
+    let (entries, size) = (manifest.entries, status::size(manifest.bytes));
+    eprintln!("{}: exported, {entries} files of its own, {size}{paused}", manifest.name);
+}
+
+/// What the archive says, and the jail's own writes.
+fn manifest(
+    options: &Options,
+    host: &Host,
+    desired: &Desired,
+    name: &JailName,
+) -> Result<(Manifest, Option<OwnedFd>)> {
+    let Some(wanted) = desired.jails.get(name) else {
+        let reason = desired.broken.get(name).map_or("it is not defined", String::as_str);
+        bail!("{name}: {reason}");
+    };
+    let paths = options.paths();
+    let input = source::parse(&paths, source::read(&paths));
+    let mut templates = Vec::new();
+    let mut next = wanted.jail.template.clone();
+    while let Some(own) = next.filter(|_| templates.len() < template::PARENTS_MAX) {
+        next = match input.templates.get(&own).map(|template| &template.base) {
+            Some(Base::Template(parent)) => Some(parent.clone()),
+            _ => None,
+        };
+        templates.push(JailName::new(&own).map_err(|e| anyhow!(e))?);
+    }
+    let journal = &host.journal;
+    // What a snapshot has set aside belongs to the jail too: half of a jail is no export of it.
+    let aside = snapshot::base(&journal.paths.state, name)?;
+    ensure!(aside.is_empty(), "{name}: a snapshot keeps a part of its files, which does not go along yet");
+    let number = ids::recorded(&journal.state_dir(name))?;
+    let first_id = number.map_or(0, |number| ids::first(host.config.ids, number));
+    let volume = Volume::open(&journal.paths.state, name)?;
+    let kind = volume.as_ref().map_or(Kind::Overlay, Volume::kind);
+    let shift = if wanted.jail.security.userns { first_id } else { 0 };
+    let writes = volume.map(|volume| export::own_writes(&volume, shift)).transpose()?;
+    let (entries, bytes) = writes.as_ref().map(export::measure).unwrap_or_default();
+    let manifest = Manifest {
+        schema: Manifest::schema(),
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        name: name.clone(),
+        templates,
+        layers: wanted.root.layers.iter().map(|layer| layer.id.clone()).collect(),
+        storage: kind,
+        first_id,
+        snapshot: None,
+        entries,
+        bytes,
+    };
+    Ok((manifest, writes))
+}
+
+/// A jail whose processes stand still until this is ended, or this process is, however it ends:
+/// another one waits for that.
+struct Frozen {
+    since: Instant,
+    hold: OwnedFd,
+    thawer: OwnedFd,
+}
+
+impl Frozen {
+    fn new(cgroup: &Cgroup) -> Result<Self> {
+        let (wait, hold) = rustix::pipe::pipe_with(PipeFlags::CLOEXEC).context("make a pipe")?;
+        match process::fork().context("fork")? {
+            Cloned::Child => {
+                drop(hold);
+                process::block_all_signals();
+                // It ends when the other end is closed, which is all there is to know.
+                let _ = File::from(wait).read(&mut [0]);
+                process::exit_now(i32::from(cgroup.thaw().is_err()))
+            }
+            Cloned::Parent { pidfd, .. } => {
+                let frozen = Self { since: Instant::now(), hold, thawer: pidfd };
+                cgroup.freeze().context("freeze the jail")?;
+                Ok(frozen)
+            }
+        }
+    }
+
+    /// How long it stood still.
+    fn end(self) -> Duration {
+        drop(self.hold);
+        if process::reap(self.thawer.as_fd()).is_ok_and(|ended| ended.status() != 0) {
+            eprintln!("stockade: the jail could not be thawed: thaw it");
+        }
+        self.since.elapsed()
+    }
+}
+
+/// Writes standard output, or a file that has its name when it is whole.
+fn to(file: &Path, write: impl FnOnce(&mut dyn Write) -> Result<Written>) -> Result<Written> {
+    if file == Path::new("-") {
+        return write(&mut BufWriter::with_capacity(CHUNK, io::stdout().lock()));
+    }
+    let name = file.file_name().with_context(|| format!("{} has no name", file.display()))?;
+    let temporary = file.with_file_name(format!(".{}.{}", name.to_string_lossy(), std::process::id()));
+    let whole = || -> Result<Written> {
+        let created = create(&temporary).with_context(|| format!("create {}", temporary.display()))?;
+        let mut out = BufWriter::with_capacity(CHUNK, created);
+        let written = write(&mut out)?;
+        out.flush().and_then(|()| out.get_ref().sync_all()).context("write the archive")?;
+        std::fs::rename(&temporary, file).with_context(|| format!("rename to {}", file.display()))?;
+        Ok(written)
+    };
+    // The first error is the one to tell.
+    whole().inspect_err(|_| drop(std::fs::remove_file(&temporary)))
+}
+
+/// What a jail has written is for nobody but root.
+fn create(path: &Path) -> io::Result<File> {
+    use std::os::unix::fs::OpenOptionsExt;
+    File::options().write(true).create_new(true).mode(0o600).open(path)
+}

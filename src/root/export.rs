@@ -1,0 +1,139 @@
+//! Writes one archive of a jail (see [`super::manifest`]), in one go, to a file or a pipe.
+
+use std::io::Write;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result};
+use rustix::fs::{AtFlags, FileType, OFlags};
+use sha2::{Digest, Sha256};
+
+use super::manifest::{CHECKSUM, DEFINITION, MANIFEST, Manifest, TEMPLATES, WRITES};
+use super::pack::{Keep, Pack};
+use super::volume::Volume;
+use crate::storage::Kind;
+use crate::sys::{file, mount, namespace};
+use crate::template::hex;
+
+/// As tar --zstd does it.
+const LEVEL: i32 = 3;
+/// Names looked at in one directory while measuring.
+const NAMES_MAX: usize = 10_000_000;
+
+/// All that goes along.
+pub struct Export<'e> {
+    pub manifest: &'e Manifest,
+    pub definition: &'e [u8],
+    /// Below the config directory, one a template that has a directory.
+    pub templates: &'e Path,
+    /// The jail's own writes, as [`own_writes`] gives them; none if it has not written any.
+    pub writes: Option<OwnedFd>,
+}
+
+/// What has become of it.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Written {
+    pub sha256: String,
+    pub left_out: Vec<PathBuf>,
+}
+
+/// The directory of a volume in which the jail's own files are, and its name in the archive.
+pub fn part(kind: Kind) -> &'static str {
+    if kind == Kind::Directory { "root" } else { "upper" }
+}
+
+/// A volume's files with their ids inside the jail, whatever they are on the disk: seen through
+/// a mount that takes `first_id` from each.
+pub fn own_writes(volume: &Volume, first_id: u32) -> Result<OwnedFd> {
+    // A thick root is shifted as a whole by the jail's own mount of it.
+    let first_id = if volume.kind() == Kind::Directory { 0 } else { first_id };
+    shifted(volume.directory(), part(volume.kind()), first_id)
+}
+
+/// `name` of `directory`, in whose files `first_id` and up are the ids 0 and up of what is seen.
+pub fn shifted(directory: BorrowedFd<'_>, name: &str, first_id: u32) -> Result<OwnedFd> {
+    // No link may have taken its place.
+    let own = file::open_child(directory, name.as_ref()).with_context(|| format!("open {name}"))?;
+    if first_id == 0 {
+        return Ok(own);
+    }
+    let copy = mount::clone_tree(own.as_fd(), Path::new(""), false).context("copy the mount of the files")?;
+    let users = namespace::users(first_id, 0)?;
+    mount::set_attributes(copy.as_fd(), mount::NO_SUID | mount::NO_DEVICES, 0, Some(users.as_fd()), false)
+        .context("shift the ids of the files")?;
+    Ok(file::open_inside(copy.as_fd(), Path::new("."), OFlags::DIRECTORY, file::INSIDE)?)
+}
+
+/// Entries and bytes below a directory, for a reader who wants to know what comes. What changes
+/// meanwhile is counted as it was, or not.
+pub fn measure(directory: &OwnedFd) -> (u64, u64) {
+    let (mut entries, mut bytes) = (0, 0);
+    for name in file::names(directory, NAMES_MAX).unwrap_or_default() {
+        let Ok(stat) = rustix::fs::statat(directory, &name, AtFlags::SYMLINK_NOFOLLOW) else { continue };
+        entries += 1;
+        let kind = FileType::from_raw_mode(stat.st_mode);
+        if kind.is_file() {
+            bytes += u64::try_from(stat.st_blocks).unwrap_or(0) * 512;
+        } else if kind.is_dir()
+            && let Ok(child) = file::open_child(directory, &name)
+        {
+            let below = measure(&child);
+            (entries, bytes) = (entries + below.0, bytes + below.1);
+        }
+    }
+    (entries, bytes)
+}
+
+/// Packs all of it into `out`. `packed` is called once the jail's own writes have been read.
+pub fn write(
+    export: Export<'_>,
+    out: impl Write,
+    told: &dyn Fn(u64),
+    packed: impl FnOnce(),
+) -> Result<Written> {
+    let mut encoder = zstd::Encoder::new(out, LEVEL).context("start zstd")?;
+    encoder.include_checksum(true).context("start zstd")?;
+    // Packing and compressing at the same time; without threads it is one after the other.
+    let _ = encoder.multithread(1);
+    let mut pack = Pack::new(Digesting { inner: encoder, digest: Sha256::new() }, Keep::Everything, told);
+    pack.text(Path::new(MANIFEST), &serde_json::to_vec_pretty(export.manifest)?)?;
+    pack.text(Path::new(DEFINITION), export.definition)?;
+    for name in &export.manifest.templates {
+        let path = export.templates.join(name.as_str());
+        // The built-in template has none.
+        let Ok(directory) = file::open_directory(&path) else { continue };
+        pack.forget_names();
+        pack.directory(&directory, &Path::new(TEMPLATES).join(name.as_str()))
+            .with_context(|| format!("pack {}", path.display()))?;
+    }
+    if let Some(writes) = export.writes {
+        pack.forget_names();
+        let name = Path::new(WRITES).join(part(export.manifest.storage));
+        pack.directory(&writes, &name).context("pack the jail's files")?;
+    }
+    packed();
+    let sha256 = hex(&pack.out().digest.clone().finalize());
+    pack.text(Path::new(CHECKSUM), format!("{sha256}\n").as_bytes())?;
+    let left_out = std::mem::take(&mut pack.left_out);
+    let mut out = pack.finish()?.inner.finish().context("end the archive")?;
+    out.flush().context("write the archive")?;
+    Ok(Written { sha256, left_out })
+}
+
+/// Digests what goes through it.
+struct Digesting<W> {
+    inner: W,
+    digest: Sha256,
+}
+
+impl<W: Write> Write for Digesting<W> {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        let count = self.inner.write(bytes)?;
+        self.digest.update(&bytes[..count]);
+        Ok(count)
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        self.inner.flush()
+    }
+}

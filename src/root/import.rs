@@ -1,0 +1,347 @@
+//! Reads an archive of a jail (see [`super::manifest`]), which may be hostile, into places of its
+//! own; nothing has its name before all of it has been read and its checksum found right.
+//!
+//! The jail's own writes are laid in `jails/.importing-NAME`, the templates in
+//! `templates/.importing-NAME`. An import that did not live to its end is known by the lock that
+//! nobody holds, and removed by the next one and by `gc`.
+
+use std::cell::RefCell;
+use std::ffi::{OsStr, OsString};
+use std::fs::File;
+use std::io::{self, Read};
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::{Component, Path, PathBuf};
+use std::rc::Rc;
+
+use anyhow::{Context, Result, bail, ensure};
+use rustix::fs::{AtFlags, Mode, RenameFlags};
+use rustix::io::Errno;
+use sha2::{Digest, Sha256};
+
+use super::export;
+use super::layers::archive::entry::{self, Item, Keep, Source};
+use super::layers::tree::Tree;
+use super::manifest::{CHECKSUM, DEFINITION, MANIFEST, MANIFEST_BYTES_MAX, Manifest, TEMPLATES, WRITES};
+use super::removal;
+use crate::jail::JailName;
+use crate::source::DEFINITION_BYTES_MAX;
+use crate::sys::file;
+use crate::template::hex;
+
+/// What half an import is called, before the jail's name.
+pub const IMPORTING: &str = ".importing-";
+/// In a jail's directory: the import is not done until this is gone.
+pub const MARK: &str = "importing";
+/// The checksum's digits and the end of their line.
+const CHECKSUM_BYTES: u64 = 65;
+/// Zeros behind the last entry.
+const TAIL_BYTES_MAX: u64 = 1 << 16;
+/// The base-2 logarithm of the window that the archive may ask for, 8 MiB; ours asks for 2.
+const WINDOW_LOG_MAX: u32 = 23;
+/// Names looked at in one directory.
+const NAMES_MAX: usize = 100_000;
+
+/// A directory that is being filled, for as long as this holds its lock.
+pub struct Place {
+    parent: OwnedFd,
+    name: OsString,
+    pub directory: OwnedFd,
+    pub path: PathBuf,
+}
+
+impl Place {
+    /// Makes `.importing-NAME` below `parent`, after what a dead import of that name has left is
+    /// removed.
+    pub fn make(parent: &Path, name: &JailName) -> Result<Self> {
+        let own = OsString::from(format!("{IMPORTING}{name}"));
+        let path = parent.join(&own);
+        let above = file::open_directory(parent).with_context(|| format!("open {}", parent.display()))?;
+        if let Some(old) = Self::abandoned(&above, &own)? {
+            drop(old);
+            removal::remove(&above, &own)?;
+        }
+        rustix::fs::mkdirat(&above, &own, Mode::from(0o700))
+            .with_context(|| format!("make {}", path.display()))?;
+        let directory = file::open_child(&above, &own).with_context(|| format!("open {}", path.display()))?;
+        ensure!(lock(&directory)?, "{}: somebody else has taken it", path.display());
+        Ok(Self { parent: above, name: own, directory, path })
+    }
+
+    /// The directory, locked, if its import is dead; an error if it lives.
+    fn abandoned(above: &OwnedFd, name: &OsStr) -> Result<Option<OwnedFd>> {
+        let directory = match file::open_child(above, name) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            other => other.with_context(|| format!("open {}", name.display()))?,
+        };
+        ensure!(lock(&directory)?, "another import of that name goes on");
+        Ok(Some(directory))
+    }
+
+    /// Gives what was made in it, `from`, the name `to` in the directory above.
+    pub fn hand_over(&self, from: &OsStr, to: &OsStr) -> Result<()> {
+        rustix::fs::renameat_with(&self.directory, from, &self.parent, to, RenameFlags::NOREPLACE)
+            .with_context(|| format!("rename to {}", to.display()))
+    }
+
+    /// Gives the directory itself its name.
+    pub fn become_named(self, to: &OsStr) -> Result<OwnedFd> {
+        rustix::fs::renameat_with(&self.parent, &self.name, &self.parent, to, RenameFlags::NOREPLACE)
+            .with_context(|| format!("rename to {}", to.display()))?;
+        rustix::fs::fsync(&self.parent).context("sync the directory")?;
+        Ok(self.directory)
+    }
+
+    pub fn remove(self) -> Result<()> {
+        removal::remove(&self.parent, &self.name)
+    }
+}
+
+fn lock(directory: &OwnedFd) -> Result<bool> {
+    match rustix::fs::flock(directory, rustix::fs::FlockOperation::NonBlockingLockExclusive) {
+        Ok(()) => Ok(true),
+        Err(Errno::WOULDBLOCK | Errno::INTR) => Ok(false),
+        Err(error) => Err(error).context("lock the directory"),
+    }
+}
+
+/// Names of dead imports in `parent`: of directories whose lock nobody holds.
+pub fn dead(parent: &Path) -> Result<Vec<JailName>> {
+    let above = match file::open_directory(parent) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        other => other.with_context(|| format!("open {}", parent.display()))?,
+    };
+    let mut dead = Vec::new();
+    for name in file::names(&above, NAMES_MAX).with_context(|| format!("list {}", parent.display()))? {
+        let Some(jail) = name.to_str().and_then(|name| JailName::new(name.strip_prefix(IMPORTING)?).ok())
+        else {
+            continue;
+        };
+        if Place::abandoned(&above, &name).is_ok_and(|found| found.is_some()) {
+            dead.push(jail);
+        }
+    }
+    Ok(dead)
+}
+
+/// Removes the directory of a dead import.
+pub fn remove_dead(parent: &Path, name: &JailName) -> Result<()> {
+    let above = file::open_directory(parent).with_context(|| format!("open {}", parent.display()))?;
+    let own = OsString::from(format!("{IMPORTING}{name}"));
+    match Place::abandoned(&above, &own)? {
+        Some(_held) => removal::remove(&above, &own),
+        None => Ok(()),
+    }
+}
+
+/// What of an archive is not the jail's own writes.
+#[derive(Default)]
+pub struct Head {
+    pub manifest: Option<Manifest>,
+    pub definition: String,
+}
+
+/// Reads an archive to its end and verifies it.
+pub struct Reader<'r> {
+    pub head: Head,
+    templates: Option<Tree>,
+    writes: Option<Tree>,
+    verified: bool,
+    digest: Rc<RefCell<Blocks>>,
+    pub left_out: Vec<PathBuf>,
+    /// Decides, once the head is known, where the jail's own writes go: into the directory it
+    /// gives, or nowhere.
+    decide: Decide<'r>,
+    decided: bool,
+}
+
+/// Given the head, gives the directory for the jail's own writes.
+pub type Decide<'r> = &'r mut dyn FnMut(&Head) -> Result<Option<OwnedFd>>;
+
+/// Reads `archive`; templates go into the directory `templates`.
+pub fn read<'r>(
+    archive: File,
+    templates: OwnedFd,
+    told: &'r dyn Fn(u64),
+    decide: Decide<'r>,
+) -> Result<(Head, Vec<PathBuf>)> {
+    let digest = Rc::new(RefCell::new(Blocks::default()));
+    let mut decoder = zstd::Decoder::new(archive).context("start zstd")?;
+    decoder.window_log_max(WINDOW_LOG_MAX).context("limit zstd")?;
+    let decoder: Rc<RefCell<dyn Read>> = Rc::new(RefCell::new(decoder));
+    let stream = Digesting { inner: Rc::clone(&decoder), digest: Rc::clone(&digest), told };
+    let mut reader = Reader {
+        head: Head::default(),
+        templates: Some(Tree::new(templates)),
+        writes: None,
+        verified: false,
+        digest,
+        left_out: Vec::new(),
+        decide,
+        decided: false,
+    };
+    entry::each(Box::new(stream), &mut |item| reader.entry(item))?;
+    ensure!(reader.verified, "the archive ends before its checksum: it was cut off");
+    at_end(&mut *decoder.borrow_mut())?;
+    reader.ask()?;
+    for tree in [reader.templates.take(), reader.writes.take()].into_iter().flatten() {
+        let filled = tree.settle()?;
+        rustix::fs::syncfs(&filled).context("sync the file system")?;
+    }
+    Ok((reader.head, reader.left_out))
+}
+
+/// Reads what is left, up to the compressor's own checksum: zeros that fill a block of a tape.
+fn at_end(stream: &mut dyn Read) -> Result<()> {
+    let mut rest = Vec::new();
+    stream.take(TAIL_BYTES_MAX + 1).read_to_end(&mut rest).context("read the archive to its end")?;
+    let plain = rest.len() as u64 <= TAIL_BYTES_MAX && rest.iter().all(|byte| *byte == 0);
+    ensure!(plain, "something follows the checksum");
+    Ok(())
+}
+
+impl Reader<'_> {
+    fn entry(&mut self, item: &mut Item<'_, '_, Source<'_>>) -> Result<()> {
+        ensure!(!self.verified, "something follows the checksum");
+        let mut parts = item.path.components();
+        let first = match parts.next() {
+            Some(Component::Normal(first)) => first.to_owned(),
+            _ => bail!("it is not part of an archive of a jail"),
+        };
+        let rest = parts.as_path().to_owned();
+        let first = first.to_string_lossy();
+        ensure!(first == MANIFEST || self.head.manifest.is_some(), "it is not an archive of a jail");
+        match first.as_ref() {
+            MANIFEST => {
+                ensure!(self.head.manifest.is_none(), "there are two of it");
+                self.head.manifest = Some(Manifest::parse(&item.contents(MANIFEST_BYTES_MAX)?)?);
+            }
+            DEFINITION => {
+                ensure!(self.head.definition.is_empty() && !self.decided, "there are two of it");
+                let text = item.contents(DEFINITION_BYTES_MAX)?;
+                self.head.definition = String::from_utf8(text).context("it is not UTF-8")?;
+            }
+            TEMPLATES => self.template(item, &rest)?,
+            WRITES => self.write(item, &rest)?,
+            CHECKSUM => self.verify(item)?,
+            _ => bail!("it is not part of an archive of a jail"),
+        }
+        Ok(())
+    }
+
+    fn template(&mut self, item: &mut Item<'_, '_, Source<'_>>, path: &Path) -> Result<()> {
+        ensure!(!self.decided, "it comes too late");
+        let named =
+            self.head.manifest.as_ref().is_some_and(|manifest| {
+                manifest.templates.iter().any(|name| path.starts_with(name.as_str()))
+            });
+        ensure!(named, "it is of no template of the jail");
+        let keep = Keep { attribute: |_| false, nodes: false, set_id: false, owner: false };
+        let tree = self.templates.as_mut().context("the templates are done")?;
+        lay(item, path, TEMPLATES, tree, keep).map(drop)
+    }
+
+    fn write(&mut self, item: &mut Item<'_, '_, Source<'_>>, path: &Path) -> Result<()> {
+        self.ask()?;
+        let own = export::part(self.head.manifest.as_ref().context("there is no manifest")?.storage);
+        let inner = path.strip_prefix(own).context("it is of another storage than the manifest says")?;
+        let Some(tree) = self.writes.as_mut() else { return Ok(()) };
+        let keep = Keep { attribute: is_kept, nodes: true, set_id: true, owner: true };
+        let below = Path::new(WRITES).join(own);
+        if !lay(item, inner, &below.to_string_lossy(), tree, keep)? {
+            self.left_out.push(inner.to_owned());
+        }
+        Ok(())
+    }
+
+    /// All that comes before the jail's own writes has been read.
+    fn ask(&mut self) -> Result<()> {
+        if !self.decided {
+            self.decided = true;
+            if let Some(directory) = (self.decide)(&self.head)? {
+                self.writes = Some(Tree::new(directory));
+            }
+        }
+        Ok(())
+    }
+
+    fn verify(&mut self, item: &mut Item<'_, '_, Source<'_>>) -> Result<()> {
+        let found = hex(&self.digest.borrow().before_last.clone().finalize());
+        let said = item.contents(CHECKSUM_BYTES)?;
+        ensure!(said.trim_ascii() == found.as_bytes(), "the archive is damaged: its checksum is {found}");
+        self.verified = true;
+        Ok(())
+    }
+}
+
+/// Of overlayfs's own marks only those that hide what is below: the others lead elsewhere, or
+/// belong to another file system.
+fn is_kept(name: &str) -> bool {
+    name.starts_with("user.")
+        || name.starts_with("system.posix_acl_")
+        || name == "security.capability"
+        || name == "trusted.overlay.opaque"
+        || name == "trusted.overlay.whiteout"
+}
+
+fn lay(
+    item: &mut Item<'_, '_, Source<'_>>,
+    path: &Path,
+    prefix: &str,
+    tree: &mut Tree,
+    keep: Keep,
+) -> Result<bool> {
+    if item.is_hard_link() {
+        let target = item.link_target()?;
+        let first = target.strip_prefix(prefix).context("a hard link to another part of the archive")?;
+        return tree.hard_link(path, first).map(|()| true);
+    }
+    item.lay(path, tree, keep)
+}
+
+/// The digest of all that was read, and what it was before the last read. The tar crate reads a
+/// header at once, so when one has been read, that is the digest of all before it.
+#[derive(Default)]
+struct Blocks {
+    all: Sha256,
+    before_last: Sha256,
+}
+
+struct Digesting<'d> {
+    inner: Rc<RefCell<dyn Read>>,
+    digest: Rc<RefCell<Blocks>>,
+    told: &'d dyn Fn(u64),
+}
+
+impl Read for Digesting<'_> {
+    /// Fills the buffer unless the stream ends.
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let mut count = 0;
+        while count < buffer.len() {
+            match self.inner.borrow_mut().read(&mut buffer[count..]) {
+                Ok(0) => break,
+                Ok(more) => count += more,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(error),
+            }
+        }
+        let mut digest = self.digest.borrow_mut();
+        digest.before_last = digest.all.clone();
+        digest.all.update(&buffer[..count]);
+        (self.told)(count as u64);
+        Ok(count)
+    }
+}
+
+/// Whether the jail's directory still waits for its definition: an import that was cut off
+/// right at its end.
+pub fn is_marked(directory: &Path) -> bool {
+    directory.join(MARK).exists()
+}
+
+/// The import is done: the jail is one like any other.
+pub fn unmark(directory: &OwnedFd) -> Result<()> {
+    match rustix::fs::unlinkat(directory.as_fd(), MARK, AtFlags::empty()) {
+        Ok(()) | Err(Errno::NOENT) => Ok(()),
+        Err(error) => Err(error).context("end the import"),
+    }
+}

@@ -1,0 +1,101 @@
+//! What an archive of a jail says about itself, before all the rest.
+//!
+//! An archive is a zstd tar: `manifest.json`, `definition.toml`, `templates/NAME/…`, `writes/…`
+//! and last `checksum`, the sha256 of the tar stream before it. Owners are ids inside the jail.
+
+use anyhow::{Context, ensure};
+use serde::{Deserialize, Serialize};
+
+use crate::jail::JailName;
+use crate::storage::Kind;
+
+pub const MANIFEST: &str = "manifest.json";
+pub const DEFINITION: &str = "definition.toml";
+pub const TEMPLATES: &str = "templates";
+pub const WRITES: &str = "writes";
+pub const CHECKSUM: &str = "checksum";
+/// Of these archives; another one is refused by name.
+const SCHEMA: u32 = 1;
+/// The largest manifest.
+pub const MANIFEST_BYTES_MAX: u64 = 1 << 20;
+/// Layers and templates of one jail.
+const PARTS_MAX: usize = 1_000;
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Manifest {
+    pub schema: u32,
+    /// Of the stockade that wrote it.
+    pub version: String,
+    pub name: JailName,
+    /// The templates below the jail, its own first; `host` has no directory.
+    pub templates: Vec<JailName>,
+    /// Ids of the layers, topmost first.
+    pub layers: Vec<String>,
+    pub storage: Kind,
+    /// The first of its ids on the host it comes from.
+    pub first_id: u32,
+    /// The snapshot it was taken from.
+    pub snapshot: Option<String>,
+    /// Of its own writes, counted before they were packed.
+    pub entries: u64,
+    pub bytes: u64,
+}
+
+impl Manifest {
+    pub fn schema() -> u32 {
+        SCHEMA
+    }
+
+    pub fn parse(text: &[u8]) -> anyhow::Result<Self> {
+        #[derive(Deserialize)]
+        struct Schema {
+            schema: u32,
+        }
+        let head: Schema = serde_json::from_slice(text).context("it is no archive of a jail")?;
+        ensure!(head.schema == SCHEMA, "written by another version (schema {})", head.schema);
+        let manifest: Self = serde_json::from_slice(text).context("read the manifest")?;
+        ensure!(
+            manifest.templates.len() + manifest.layers.len() <= PARTS_MAX,
+            "more than {PARTS_MAX} layers"
+        );
+        for layer in &manifest.layers {
+            let digits = layer.strip_prefix("sha256-").unwrap_or_default();
+            let plain = digits.len() == 64 && digits.bytes().all(|byte| byte.is_ascii_hexdigit());
+            ensure!(plain, "`{}` names no layer", layer.escape_debug());
+        }
+        Ok(manifest)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_manifest_is_read_as_it_was_written_and_another_is_refused() {
+        let manifest = Manifest {
+            schema: SCHEMA,
+            version: "0.1.0".into(),
+            name: JailName::new("web").unwrap(),
+            templates: vec![JailName::new("debian").unwrap()],
+            layers: vec![format!("sha256-{}", "a".repeat(64))],
+            storage: Kind::Overlay,
+            first_id: 65_536,
+            snapshot: None,
+            entries: 1,
+            bytes: 2,
+        };
+        let text = serde_json::to_string(&manifest).unwrap();
+        assert_eq!(Manifest::parse(text.as_bytes()).unwrap(), manifest);
+        for (from, to) in [
+            ("\"schema\":1", "\"schema\":2"),
+            ("\"web\"", "\"../web\""),
+            ("\"debian\"", "\"a/b\""),
+            ("sha256-a", "../../-a"),
+            ("{", "["),
+        ] {
+            assert!(text.contains(from), "{from}");
+            assert!(Manifest::parse(text.replacen(from, to, 1).as_bytes()).is_err(), "{to}");
+        }
+    }
+}

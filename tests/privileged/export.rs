@@ -1,0 +1,314 @@
+//! Jails that move in one archive: all that is theirs comes over, and nothing of a damaged,
+//! hostile or interrupted one is left.
+
+use std::io::Write;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
+
+use serde_json::Value;
+
+use crate::apply::SLEEP;
+use crate::machine::{Machine, said};
+
+/// What a jail writes to be recognised by: owners, a second name, a hole, a deleted and an emptied
+/// directory of the layers, a FIFO, a link.
+const WRITES: &str = "mkdir -p /srv/d; echo own > /srv/d/f; chown 33:34 /srv/d/f; chmod 4750 /srv/d/f; \
+    ln /srv/d/f /srv/d/hard; ln -s ../f /srv/d//link; truncate -s 100M /srv/d/hole; echo end >> /srv/d/hole; \
+    mkfifo /srv/d/fifo; rm -rf /etc/motd /opt; mkdir /opt; touch -d @1000000000.25 /srv/d";
+/// What is seen of that.
+const LOOK: &str = "cd /srv/d; stat -c '%n %F %u:%g %a %h' f hard link fifo .; stat -c %Y.%y . | cut -c1-13; \
+    readlink link; du -k hole | cut -f1; tail -n1 hole; ls -d /etc/motd 2>&1; ls -A /opt";
+
+fn text(path: &Path) -> String {
+    path.display().to_string()
+}
+
+/// stockade on the same machine, as if on another host: with directories of its own.
+fn elsewhere(machine: &Machine, other: &Path, args: &[&str]) -> Vec<String> {
+    std::fs::create_dir_all(other.join("etc/jails.d")).unwrap();
+    // Other ids than those of the machine itself, in its pool.
+    let ids = format!("[ids]\nfirst = {}\nranges = 8\n", machine.first_id + 100 * 65_536);
+    let host = format!("cgroup = \"{}\"\n{ids}", machine.cgroup);
+    std::fs::write(other.join("etc/stockade.toml"), host).unwrap();
+    let mut words = vec![env!("CARGO_BIN_EXE_stockade").to_owned()];
+    for (flag, directory) in [("config", "etc"), ("state", "state"), ("run", "run"), ("log", "log")] {
+        words.push(format!("--{flag}-dir={}", other.join(directory).display()));
+    }
+    words.extend(args.iter().map(ToString::to_string));
+    words
+}
+
+fn run(machine: &Machine, words: &[String]) -> Output {
+    machine.outside(&words.iter().map(String::as_str).collect::<Vec<_>>())
+}
+
+#[track_caller]
+fn good(output: &Output) -> String {
+    assert!(output.status.success(), "{}", said(output));
+    String::from_utf8_lossy(&output.stdout).into_owned()
+}
+
+/// Everything below the directories of state and definitions that an import could have left.
+fn left(machine: &Machine) -> Vec<PathBuf> {
+    let mut left = Vec::new();
+    for below in ["state/jails", "state/ids", "etc/jails.d", "etc/templates", "run/locks"] {
+        let entries = std::fs::read_dir(machine.path().join(below)).into_iter().flatten();
+        left.extend(entries.map(|entry| entry.unwrap().path()));
+    }
+    left.sort();
+    left
+}
+
+fn exported(machine: &Machine) -> PathBuf {
+    machine.write("templates/t/template.toml", "[base]\nhost = true\n");
+    machine.write("templates/t/files/etc/own", "of the template\n");
+    machine.jail("a", &SLEEP.replace("\"host\"", "\"t\""));
+    machine.good(&["apply"]);
+    machine.inside("a", WRITES);
+    let file = machine.path().join("a.tar.zst");
+    machine.good(&["export", "a", &text(&file)]);
+    file
+}
+
+#[test]
+fn a_jail_moves_through_a_pipe_with_all_that_is_its_own() {
+    let Some(machine) = Machine::new() else { return };
+    exported(&machine);
+    let here = machine.inside("a", LOOK);
+    let other = machine.path().join("other");
+    let import = elsewhere(&machine, &other, &["import", "-", "a2"]);
+    let quoted: Vec<String> = import.iter().map(|word| format!("'{word}'")).collect();
+    let line = format!("{} | {}", machine.shell_words(&["export", "a"]), quoted.join(" "));
+    let piped = Command::new("sh").args(["-c", &line]).output().unwrap();
+    assert!(piped.status.success() && said(&piped).contains("paused for 0."), "{}", said(&piped));
+    assert_eq!(machine.state_of("a"), "running");
+    good(&run(&machine, &elsewhere(&machine, &other, &["apply"])));
+    let there = good(&run(&machine, &elsewhere(&machine, &other, &["exec", "a2", "--", "sh", "-c", LOOK])));
+    assert_eq!(there, here);
+    assert!(here.contains("33:34 4750 2") && here.contains("cannot access"), "{here}");
+    let template = ["exec", "a2", "--", "cat", "/etc/own"];
+    assert_eq!(good(&run(&machine, &elsewhere(&machine, &other, &template))), "of the template\n");
+    good(&run(&machine, &elsewhere(&machine, &other, &["destroy", "--yes", "a2"])));
+}
+
+#[test]
+fn a_thick_root_and_an_image_move_too() {
+    let Some(machine) = Machine::new() else { return };
+    for (name, storage) in [("a", "directory"), ("b", "image")] {
+        machine.jail(name, &format!("{SLEEP}[root]\nstorage = '{storage}'\n"));
+        machine.good(&["apply"]);
+        machine.inside(name, "echo own > /srv/f; chown 5:6 /srv/f; rm -rf /opt");
+        let (file, copy) = (machine.path().join(format!("{name}.tar.zst")), format!("{name}2"));
+        machine.good(&["export", name, &text(&file)]);
+        machine.good(&["import", &text(&file), &copy]);
+        machine.good(&["apply"]);
+        let seen = machine.inside(&copy, "cat /srv/f; stat -c %u:%g /srv/f; ls -d /opt 2>&1 || true");
+        assert!(seen.starts_with("own\n5:6\n") && seen.contains("cannot access"), "{storage}: {seen}");
+    }
+}
+
+#[test]
+fn other_programs_read_an_archive() {
+    let Some(machine) = Machine::new() else { return };
+    let file = exported(&machine);
+    let out = machine.path().join("out");
+    std::fs::create_dir(&out).unwrap();
+    let tar = Command::new("tar").arg("-C").arg(&out).args(["--zstd", "-xf"]).arg(&file).status().unwrap();
+    assert!(tar.success());
+    assert_eq!(std::fs::read_to_string(out.join("writes/upper/srv/d/f")).unwrap(), "own\n");
+    let hole = std::fs::read(out.join("writes/upper/srv/d/hole")).unwrap();
+    assert_eq!((hole.len(), &hole[hole.len() - 4..]), ((100 << 20) + 4, &b"end\n"[..]));
+}
+
+#[test]
+fn a_dry_run_says_what_would_be_and_writes_nothing() {
+    let Some(machine) = Machine::new() else { return };
+    let file = exported(&machine);
+    let before = left(&machine);
+    let said = machine.status(&["import", "--dry-run", &text(&file)], 1);
+    assert!(said.contains("a jail named a is defined") && said.contains("files of a jail named a"), "{said}");
+    let said = machine.good(&["import", "-n", &text(&file), "b"]);
+    assert!(said.contains("jails.d/b.toml") && !said.contains("conflict"), "{said}");
+    let items: Value =
+        serde_json::from_str(&machine.good(&["import", "-n", "--json", &text(&file), "b"])).unwrap();
+    assert_eq!((&items["items"][0]["name"], &items["items"][0]["imported"]), (&"b".into(), &false.into()));
+    machine.status(&["import", &text(&file)], 1);
+    machine.write("templates/t/files/etc/own", "changed\n");
+    let said = machine.status(&["import", &text(&file), "b"], 1);
+    assert!(said.contains("template named t is there, and not the same"), "{said}");
+    let other = machine.path().join("other");
+    let there = good(&run(&machine, &elsewhere(&machine, &other, &["import", "-n", &text(&file)])));
+    assert!(
+        there.contains("needs") && there.contains("template build t") && there.contains("templates/t"),
+        "{there}"
+    );
+    assert_eq!(left(&machine), before);
+}
+
+#[test]
+fn what_is_damaged_or_cut_off_leaves_nothing() {
+    let Some(machine) = Machine::new() else { return };
+    let file = exported(&machine);
+    let whole = std::fs::read(&file).unwrap();
+    let before = left(&machine);
+    let plain = zstd::decode_all(whole.as_slice()).unwrap();
+    let check = |bytes: &[u8], what: &str| {
+        let output = machine.stockade_with(&["import", "-", "b"], bytes);
+        assert_eq!(output.status.code(), Some(1), "{what}: {}", said(&output));
+        assert_eq!(left(&machine), before, "{what}");
+    };
+    for part in [0, 1, whole.len() / 3, whole.len() / 2, whole.len() - 20, whole.len() - 1] {
+        check(&whole[..part], &format!("cut off after {part} of {}", whole.len()));
+        let mut changed = whole.clone();
+        changed[part] ^= 0x10;
+        check(&changed, &format!("changed at {part}"));
+    }
+    // What the frame's own checksum does not see: changed and cut off before it was compressed.
+    let packed = |bytes: &[u8]| zstd::encode_all(bytes, 1).unwrap();
+    let at = plain.windows(4).position(|four| four == b"own\n").unwrap();
+    let mut changed = plain.clone();
+    changed[at] = b'O';
+    check(&packed(&changed), "a changed file");
+    let checksum = plain.windows(9).rposition(|name| name == b"checksum\0").unwrap();
+    check(&packed(&plain[..checksum]), "without its checksum");
+    check(&packed(&plain[..at / 512 * 512]), "without its end");
+    machine.good(&["import", &text(&file), "b"]);
+}
+
+#[test]
+fn an_import_that_is_killed_is_swept() {
+    let Some(machine) = Machine::new() else { return };
+    let file = exported(&machine);
+    // Enough of it that a part of it can be unpacked before the end has come.
+    machine.inside("a", "head -c 4000000 /dev/urandom > /srv/random");
+    machine.good(&["export", "a", &text(&file)]);
+    let whole = std::fs::read(&file).unwrap();
+    let before = left(&machine);
+    for sweep in [&["gc"][..], &["import", "-n", &text(&file), "c"]] {
+        let mut import = machine
+            .command(&["import", "-", "b"])
+            .stdin(Stdio::piped())
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap();
+        let mut input = import.stdin.take().unwrap();
+        input.write_all(&whole[..whole.len() - 10]).unwrap();
+        input.flush().unwrap();
+        let half = machine.state().join("jails/.importing-b/upper/srv/d");
+        machine.wait_until("the import has begun", || half.exists());
+        let busy = machine.good(&["gc", "-n"]);
+        assert!(!busy.contains("half import"), "one that goes on is no garbage: {busy}");
+        import.kill().unwrap();
+        import.wait().unwrap();
+        assert!(half.exists());
+        machine.good(sweep);
+        machine.good(&["gc"]);
+        assert_eq!(left(&machine), before);
+    }
+    // Killed when all was there but the definition.
+    machine.good(&["import", &text(&file), "b"]);
+    std::fs::write(machine.state().join("jails/b/importing"), "").unwrap();
+    machine.remove("b");
+    machine.good(&["gc"]);
+    assert!(!machine.state().join("jails/b").exists());
+    machine.good(&["gc"]);
+    assert_eq!(left(&machine), before);
+}
+
+/// One hostile archive: the manifest and definition of a good one, and then `parts`.
+fn hostile(definition: &str, parts: &[(tar::Header, &[u8])]) -> Vec<u8> {
+    use sha2::Digest;
+    let mut builder = tar::Builder::new(Vec::new());
+    let manifest = "{\"schema\":1,\"version\":\"0\\u001b[31m\",\"name\":\"b\",\"templates\":[\"t\"],\"layers\":[],\
+        \"storage\":\"overlay\",\"first_id\":0,\"snapshot\":null,\"entries\":9,\"bytes\":9}";
+    for (name, text) in [("manifest.json", manifest), ("definition.toml", definition)] {
+        let mut header = tar::Header::new_gnu();
+        header.set_size(text.len() as u64);
+        header.set_mode(0o644);
+        builder.append_data(&mut header, name, text.as_bytes()).unwrap();
+    }
+    for (header, contents) in parts {
+        builder.append(header, *contents).unwrap();
+    }
+    let so_far = builder.get_ref().clone();
+    let digest = stockade::template::hex(&sha2::Sha256::digest(&so_far));
+    let mut header = tar::Header::new_gnu();
+    header.set_size(65);
+    builder.append_data(&mut header, "checksum", format!("{digest}\n").as_bytes()).unwrap();
+    zstd::encode_all(builder.into_inner().unwrap().as_slice(), 1).unwrap()
+}
+
+fn part(path: &str, kind: tar::EntryType, link: &str, id: u64) -> (tar::Header, &'static [u8]) {
+    let mut header = tar::Header::new_gnu();
+    header.set_entry_type(kind);
+    header.set_mode(0o6755);
+    header.set_uid(id);
+    header.set_gid(id);
+    header.set_mtime(1);
+    let contents: &[u8] = if kind == tar::EntryType::Regular { b"x" } else { b"" };
+    header.set_size(contents.len() as u64);
+    header.set_device_major(8).unwrap();
+    header.set_device_minor(0).unwrap();
+    let old = header.as_old_mut();
+    old.name[..path.len()].copy_from_slice(path.as_bytes());
+    old.linkname[..link.len()].copy_from_slice(link.as_bytes());
+    header.set_cksum();
+    (header, contents)
+}
+
+/// Entries, and why they are refused.
+type Refused<'r> = (&'r [(tar::Header, &'r [u8])], &'r str);
+
+#[test]
+fn a_hostile_archive_does_not_leave_its_place() {
+    use tar::EntryType::{Block, Directory, Link, Regular, Symlink};
+    let Some(machine) = Machine::new() else { return };
+    exported(&machine);
+    let victim = machine.path().join("victim");
+    std::fs::create_dir(&victim).unwrap();
+    let before = left(&machine);
+    let out = text(&victim);
+    let definition = "template = 'host'\n[exec]\ncommand = ['sleep', '1']\n";
+    let refused: &[Refused<'_>] = &[
+        (&[part("writes/upper/../../../x", Regular, "", 0)], ".."),
+        (&[part("/etc/x", Regular, "", 0)], "not part of an archive"),
+        (&[part("writes/upper/x", Regular, "", 70_000)], "outside of a jail's ids"),
+        (&[part("templates/other/x", Regular, "", 0)], "no template of the jail"),
+        (&[part("writes/upper/x", Link, "/etc/passwd", 0)], "another part of the archive"),
+        (&[part("writes/upper/x", Link, "writes/upper/../../y", 0)], ".."),
+        (&[part("writes/root/x", Regular, "", 0)], "another storage"),
+        (
+            &[
+                part("writes/upper/l", Symlink, "/", 0),
+                part("writes/upper/l/x/y/", Directory, "", 0),
+                part("templates/t/x", Regular, "", 0),
+            ],
+            "too late",
+        ),
+    ];
+    let through = [part("writes/upper/l", Symlink, &out, 0), part("writes/upper/l/x", Regular, "", 5)];
+    for (parts, why) in refused.iter().chain([&(&through[..], "l: File exists")]) {
+        let output = machine.stockade_with(&["import", "-", "b"], &hostile(definition, parts));
+        assert!(output.status.code() == Some(1) && said(&output).contains(why), "{why}: {}", said(&output));
+        assert_eq!(left(&machine), before, "{why}");
+    }
+    let hook = format!("template = 'host'\n[exec]\ncommand = ['true']\nprestart = ['touch {out}/x']\n");
+    let output = machine.stockade_with(&["import", "-", "b"], &hostile(&hook, &[]));
+    assert!(
+        said(&output).contains("exec.prestart") && said(&output).contains("--trust"),
+        "{}",
+        said(&output)
+    );
+    assert_eq!(left(&machine), before);
+    // A device is left out, and the ids that run as their owner are the jail's.
+    let parts = [part("writes/upper/f", Regular, "", 5), part("writes/upper/sda", Block, "", 0)];
+    let output = machine.stockade_with(&["import", "-", "b"], &hostile(definition, &parts));
+    assert!(output.status.success() && said(&output).contains("left out: sda"), "{}", said(&output));
+    assert!(!said(&output).contains('\u{1b}'));
+    assert_eq!(std::fs::read_dir(&victim).unwrap().count(), 0);
+    let upper = machine.state().join("jails/b/upper");
+    let file = std::fs::metadata(upper.join("f")).unwrap();
+    assert!(machine.ids().contains(&file.uid()) && file.uid() % 65_536 == machine.first_id % 65_536 + 5);
+    assert!(!upper.join("sda").exists());
+}

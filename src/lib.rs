@@ -85,6 +85,8 @@ pub mod cli;
 pub mod cores;
 pub mod daemon;
 pub mod execute;
+#[cfg(any(test, fuzzing))]
+pub mod fuzzing;
 pub mod init;
 pub mod inside;
 pub mod journal;

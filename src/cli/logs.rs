@@ -71,7 +71,7 @@ fn logged(directory: &Path) -> Vec<String> {
 }
 
 /// The earliest stamp wanted: a moment, or that long before `now`.
-fn moment(text: &str, now: jiff::Timestamp) -> Result<String> {
+pub(crate) fn moment(text: &str, now: jiff::Timestamp) -> Result<String> {
     let at = if let Ok(at) = text.parse::<jiff::Timestamp>() {
         at
     } else {

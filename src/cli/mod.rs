@@ -14,7 +14,7 @@ mod export;
 mod gc;
 mod import;
 mod jails;
-mod logs;
+pub(crate) mod logs;
 mod output;
 mod plan;
 mod progress;

@@ -8,12 +8,12 @@ mod cgroup;
 mod change;
 mod devices;
 mod hierarchies;
-mod mounts;
+pub(crate) mod mounts;
 mod observe;
 mod parents;
 mod processes;
 mod setting;
-mod value;
+pub(crate) mod value;
 
 pub use cgroup::{Cgroup, Needs};
 pub use change::Pending;

@@ -124,7 +124,7 @@ fn stat(pid: i32) -> Result<(char, u64)> {
 }
 
 /// The command's name may hold blanks and brackets, so the fields are counted from its last bracket.
-fn parse_stat(text: &str) -> Option<(char, u64)> {
+pub(crate) fn parse_stat(text: &str) -> Option<(char, u64)> {
     let mut fields = text.get(text.rfind(')')? + 1..)?.split_ascii_whitespace();
     let state = fields.next()?.chars().next()?;
     Some((state, fields.nth(18)?.parse().ok()?))

@@ -283,11 +283,27 @@ pub fn finish(state: &Path, name: &JailName, pending: &Pending) -> Result<()> {
 
 /// Forgets an operation whose changes never became whole.
 pub fn undo(state: &Path, name: &JailName) -> Result<()> {
+    let guard = changes::guard(state)?;
     end(state, name)?;
+    drop(guard);
     changes::sweep(state)
 }
 
+/// Removes what writers were killed over before they had renamed it. The caller holds the guard,
+/// under which alone these files are written.
+fn clear_cut(directory: &Path) -> Result<()> {
+    let Ok(opened) = file::open_directory(directory) else { return Ok(()) };
+    for name in file::names(&opened, SNAPSHOTS_MAX).context("list a directory")? {
+        if name.to_str().is_some_and(|name| name.starts_with('.') && name.contains(".json.")) {
+            removal::remove(&opened, &name)?;
+        }
+    }
+    Ok(())
+}
+
 fn end(state: &Path, name: &JailName) -> Result<()> {
+    clear_cut(&jail_directory(state, name))?;
+    clear_cut(&snapshots(state, name))?;
     journal::remove(&pending_path(state, name.as_str()))
 }
 

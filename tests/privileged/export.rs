@@ -109,6 +109,20 @@ fn a_thick_root_and_an_image_move_too() {
 }
 
 #[test]
+fn half_of_a_jail_is_not_exported() {
+    let Some(machine) = Machine::new() else { return };
+    let file = exported(&machine);
+    // A snapshot of a jail that is down sets its files aside.
+    machine.good(&["stop", "a"]);
+    machine.good(&["snapshot", "a", "one"]);
+    let said = machine.status(&["export", "a", &text(&file)], 1);
+    assert!(said.contains("a snapshot keeps a part of its files"), "{said}");
+    let out = machine.path().join("f");
+    machine.good(&["cp", "a:/srv/d/f", &text(&out)]);
+    assert_eq!(std::fs::read_to_string(out).unwrap(), "own\n");
+}
+
+#[test]
 fn other_programs_read_an_archive() {
     let Some(machine) = Machine::new() else { return };
     let file = exported(&machine);

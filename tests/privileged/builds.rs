@@ -158,3 +158,40 @@ fn a_layer_that_has_changed_is_named() {
     machine.good(&["template", "gc"]);
     assert_eq!(layers(&machine), [""; 0], "manifests go with their layers");
 }
+
+/// Downloads some 60 MB from Debian's mirror, so it is a stage of its own in tests/run.
+#[test]
+#[ignore = "needs Debian's mirror: tests/run debian"]
+fn a_debian_from_debootstrap_serves_its_page() {
+    let Some(machine) = Machine::new() else { return };
+    let text = "[base]\ndebootstrap = { suite = \"trixie\", variant = \"minbase\", include = [\"nginx\"] }\n\
+                [build]\nrun = [\"apt-get clean\", \"rm -rf /var/lib/apt/lists/*\"]\n\
+                [[file]]\nsource = \"index.html.tera\"\ntarget = \"/var/www/html/index.html\"\n";
+    machine.write("templates/deb/template.toml", text);
+    machine.write("templates/deb/index.html.tera", "hello from {{ name }}\n");
+    // The machine has no network; the host has.
+    let directory = |flag: &str, name: &str| format!("--{flag}-dir={}", machine.path().join(name).display());
+    let flags = [
+        directory("config", "etc"),
+        directory("state", "state"),
+        directory("run", "run"),
+        directory("log", "log"),
+    ];
+    let built = std::process::Command::new(env!("CARGO_BIN_EXE_stockade"))
+        .args(flags)
+        .args(["template", "build", "deb"])
+        .output()
+        .unwrap();
+    assert!(built.status.success(), "{}", crate::machine::said(&built));
+    machine
+        .jail("web", "template = \"deb\"\nexec.command = [\"/usr/sbin/nginx\", \"-g\", \"daemon off;\"]\n");
+    machine.good(&["apply"]);
+    let ask = "exec 3<>/dev/tcp/127.0.0.1/80 && printf 'GET / HTTP/1.0\\r\\n\\r\\n' >&3 && cat <&3";
+    let page = || machine.stockade(&["exec", "web", "--", "bash", "-c", ask]);
+    machine.wait_until("nginx answers", || page().status.success());
+    let page = crate::machine::said(&page());
+    assert!(page.contains("hello from web"), "{page}");
+    let owners = "stat -c %U /usr/bin/su /var/mail /var/log/nginx; stat -c %a /usr/bin/su";
+    assert_eq!(machine.inside("web", owners), "root\nroot\nroot\n4755\n");
+    assert_eq!(machine.good(&["template", "verify", "deb"]).matches("as it was made").count(), 2);
+}

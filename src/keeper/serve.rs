@@ -86,8 +86,6 @@ pub fn serve(
     let output = jail.master.take().or(output);
     let listener =
         if spec.stdio.is_console() { Some(listen(spec).inspect_err(|_| create::end(&jail))?) } else { None };
-    // A starter that is gone already is noticed by the loop.
-    let _ = say(starter.as_fd(), &answer);
     let starter = Some(starter.as_fd());
     let (stage, viewers, reported) = (Stage::Created, Vec::new(), None);
     let mut keeper = Keeper {
@@ -105,6 +103,7 @@ pub fn serve(
         reported,
         init_open: true,
     };
+    keeper.tell_starter(&answer);
     keeper.until_end()?;
     keeper.record()
 }
@@ -239,9 +238,12 @@ impl Keeper<'_> {
     }
 
     fn tell_starter(&mut self, answer: &Answer) {
-        if let Some(starter) = self.starter {
-            // A starter that is gone is noticed by its closed socket.
-            let _ = say(starter, answer);
+        if let Some(starter) = self.starter
+            && say(starter, answer).is_err()
+        {
+            // It is gone, or would wait for this word for ever.
+            socket::shut(starter);
+            self.abandon();
         }
     }
 

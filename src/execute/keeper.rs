@@ -50,6 +50,12 @@ pub fn answer(socket: BorrowedFd<'_>) -> Result<Answer> {
     serde_json::from_slice(&message).context("read the keeper's answer")
 }
 
+/// A keeper that has ended by now is no error here: it has left its reason, or its answer and the
+/// exit record are missing.
 pub fn tell(socket: BorrowedFd<'_>, word: Word) -> Result<()> {
-    socket::send(socket, &serde_json::to_vec(&word).context("write to the keeper")?, &[])
+    let message = serde_json::to_vec(&word).context("write to the keeper")?;
+    match socket::send(socket, &message, &[]) {
+        Err(error) if socket::open(socket) => Err(error),
+        _ => Ok(()),
+    }
 }

@@ -197,8 +197,7 @@ impl Start<'_> {
 
     fn go(&mut self) -> Result<()> {
         let socket = self.keeper.as_ref().ok_or_else(|| anyhow!("the jail has no keeper"))?;
-        // A keeper that has ended by now has left its reason, or its answer is missing.
-        let _ = keeper::tell(socket.as_fd(), Word::Go);
+        keeper::tell(socket.as_fd(), Word::Go)?;
         match keeper::answer(socket.as_fd())? {
             Answer::Up => Ok(()),
             Answer::Failed { reason, .. } => bail!("{reason}"),
@@ -209,7 +208,7 @@ impl Start<'_> {
     fn keep(&mut self) -> Result<()> {
         let socket = self.keeper.take().ok_or_else(|| anyhow!("the jail has no keeper"))?;
         // A jail whose program has ended already is up and then down: the exit record tells.
-        let _ = keeper::tell(socket.as_fd(), Word::Keep);
+        keeper::tell(socket.as_fd(), Word::Keep)?;
         self.record.phase = Phase::Up;
         self.host.journal.write_record(&self.record)
     }

@@ -3,6 +3,8 @@
 //! Pure data. A [`Jail`] is made from [`Settings`], the normalised keys of one definition
 //! file with the host's defaults below and its enforced keys above; nothing here reads the machine.
 
+mod nested;
+
 use std::collections::BTreeMap;
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
@@ -401,29 +403,12 @@ impl Jail {
     /// Builds the jail from its normalised keys. The key table has checked every value, so an
     /// error here is a disagreement between that table and these types.
     pub fn from_settings(name: &JailName, settings: &Settings) -> Result<Self, String> {
-        let mut tree = serde_json::Map::new();
-        tree.insert("name".into(), Value::String(name.to_string()));
-        for (key, value) in settings {
-            insert(&mut tree, key, value.clone());
-        }
-        serde_json::from_value(Value::Object(tree)).map_err(|e| format!("{name}: {e}"))
+        nested::jail(name, settings).map_err(|e| format!("{name}: {e}"))
     }
 
     /// The hostname the jail sees.
     pub fn hostname(&self) -> &str {
         self.host.hostname.as_deref().unwrap_or(self.name.as_str())
-    }
-}
-
-/// Puts `value` under the dotted `key`; only the first two parts nest (`exec.env` is one table).
-fn insert(tree: &mut serde_json::Map<String, Value>, key: &str, value: Value) {
-    let Some((table, rest)) = key.split_once('.') else {
-        tree.insert(key.to_owned(), value);
-        return;
-    };
-    let slot = tree.entry(table).or_insert_with(|| Value::Object(serde_json::Map::new()));
-    if let Value::Object(inner) = slot {
-        inner.insert(rest.to_owned(), value);
     }
 }
 

@@ -16,6 +16,7 @@
 
 pub mod image;
 mod parse;
+mod roots;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::ops::Range;
@@ -28,12 +29,12 @@ use crate::desired::{
     Blob, Build, CopiedFile, CopiedKind, Debootstrap, DesiredRoot, Layer, LayerSource, OnChange, RootFile,
 };
 use crate::diagnostic::Diagnostic;
-use crate::etc;
 use crate::expression;
 use crate::jail::Jail;
 
 pub use image::{Image, Run};
 pub use parse::parse;
+pub use roots::Roots;
 
 /// The template that exists without a directory.
 pub const HOST: &str = "host";
@@ -185,18 +186,7 @@ pub fn root(
     jail: &Jail,
     variables: &Value,
 ) -> Result<DesiredRoot, Vec<Diagnostic>> {
-    let Some(name) = &jail.template else {
-        return Ok(DesiredRoot { etc: etc::wanted(jail, |_| false), ..DesiredRoot::default() });
-    };
-    let chain = chain(templates, name).map_err(|wrong| vec![*wrong])?;
-    let layers = layers_of(&chain);
-    let host_usr = host_usr(&chain);
-    let files = render_all(&chain, variables)?;
-    if host_usr {
-        refuse_host_owned(&chain)?;
-    }
-    let etc = etc::wanted(jail, |target| chain.iter().any(|template| template.lays(target)));
-    Ok(DesiredRoot { layers, host_usr, files, etc })
+    Roots::new(templates).root(jail, || variables.clone())
 }
 
 /// The layers of one template and its parents, topmost first.
@@ -372,11 +362,10 @@ fn exact(path: &Path) -> String {
 
 /// Lower-case hexadecimal digits.
 pub fn hex(bytes: &[u8]) -> String {
-    use std::fmt::Write as _;
-    bytes.iter().fold(String::with_capacity(bytes.len() * 2), |mut out, byte| {
-        write!(out, "{byte:02x}").expect("writing to a String cannot fail");
-        out
-    })
+    const DIGITS: [char; 16] =
+        ['0', '1', '2', '3', '4', '5', '6', '7', '8', '9', 'a', 'b', 'c', 'd', 'e', 'f'];
+    let digits = |byte: &u8| [DIGITS[usize::from(byte >> 4)], DIGITS[usize::from(byte & 15)]];
+    bytes.iter().flat_map(digits).collect()
 }
 
 /// The rendered files of the whole chain; a child's file, rendered or copied, hides a parent's.

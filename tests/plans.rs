@@ -177,7 +177,7 @@ fn definition(file: &Path) -> (JailName, Result<Settings, String>) {
         return (raw.name, Err(format!("{place}: {}", first.message)));
     }
     let mut settings = Settings::new();
-    for ((key, member), entry) in &raw.entries {
+    for ((key, member), entry) in raw.entries.as_ref() {
         let value = entry.value.clone().expect("no case has expressions");
         if member.is_empty() {
             settings.insert((*key).to_owned(), value);

@@ -69,7 +69,7 @@ pub fn parse_host(file: &Path, text: &str) -> (RawHost, Vec<Diagnostic>) {
         };
         match (jail_keys, &member.raw.value) {
             (Some((origin, slot)), RawValue::Table(inner)) => {
-                let (entries, found) = walk::entries(inner, &source, origin);
+                let (entries, found) = walk::entries(inner.clone(), &source, origin);
                 *slot = entries;
                 report.found.extend(found);
             }

@@ -100,12 +100,12 @@ pub fn text(word: &str) -> Raw {
 /// Keys by their dotted name and member.
 pub type Entries = BTreeMap<(&'static str, String), Arc<Entry>>;
 
-/// One definition file, as far as it could be understood.
-#[derive(Debug)]
+/// One definition file, as far as it could be understood. A copy shares what was read.
+#[derive(Clone, Debug)]
 pub struct RawDefinition {
     pub name: JailName,
     pub source: Arc<Text>,
-    pub entries: Entries,
+    pub entries: Arc<Entries>,
 }
 
 /// Reads a definition file. The definition is there even when it has errors, so that `resolve`
@@ -118,9 +118,9 @@ pub fn parse(file: &Path, text: &str) -> (Option<RawDefinition>, Vec<Diagnostic>
     };
     let source = Text::new(file, text);
     let (members, mut diagnostics) = raw::read(&source);
-    let (entries, found) = walk::entries(&members, &source, Origin::Own);
+    let (entries, found) = walk::entries(members, &source, Origin::Own);
     add_unless_syntax(&mut diagnostics, found);
-    (Some(RawDefinition { name, source, entries }), diagnostics)
+    (Some(RawDefinition { name, source, entries: Arc::new(entries) }), diagnostics)
 }
 
 /// Adds what was found in the tree, except on lines whose syntax is broken: the tree is a guess there.

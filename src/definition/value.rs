@@ -98,12 +98,15 @@ fn not_built(key: &Key, value: &Value) -> Option<Wrong> {
         Built::Nothing => false,
         Built::Zero => value.as_u64() == Some(0),
     };
+    if built {
+        return None;
+    }
     let what = match key.built {
         Built::Nothing => key.name.to_owned(),
         _ => format!("{} = {}", key.name, crate::keys::toml_text(value)),
     };
     let help = "stockade refuses what it cannot enforce; remove the key to go on without it";
-    (!built).then(|| Wrong::help(format!("`{what}` is not built yet in this version"), help))
+    Some(Wrong::help(format!("`{what}` is not built yet in this version"), help))
 }
 
 fn by_kind(name: &str, kind: Kind, raw: &Raw, report: &mut Report<'_>) -> Option<Value> {

@@ -13,7 +13,7 @@ use super::wrong::Wrong;
 use super::{Entries, Entry, Origin};
 
 /// All keys of the tree below the top, with an error for each that is unknown or wrong.
-pub fn entries(members: &[Member], source: &Arc<Text>, origin: Origin) -> (Entries, Vec<Diagnostic>) {
+pub fn entries(members: Vec<Member>, source: &Arc<Text>, origin: Origin) -> (Entries, Vec<Diagnostic>) {
     let mut walk = Walk { source, origin, entries: Entries::new(), report: Report::new(source) };
     walk.table("", members);
     (walk.entries, walk.report.found)
@@ -36,15 +36,15 @@ struct Walk<'a> {
 }
 
 impl Walk<'_> {
-    fn table(&mut self, prefix: &str, members: &[Member]) {
+    fn table(&mut self, prefix: &str, members: Vec<Member>) {
         for member in members {
             let name = dotted(prefix, &member.name);
             if let Some(key) = keys::find(&name) {
                 self.key(key, member);
             } else if !keys::is_table(&name) {
-                let wrong = unknown(prefix, member, &name);
+                let wrong = unknown(prefix, &member, &name);
                 self.report.at(&member.span, wrong);
-            } else if let RawValue::Table(inner) = &member.raw.value {
+            } else if let RawValue::Table(inner) = member.raw.value {
                 self.table(&name, inner);
             } else {
                 self.report.wrong(&member.raw, value::wrong_type(&name, "a table", &member.raw));
@@ -52,12 +52,12 @@ impl Walk<'_> {
         }
     }
 
-    fn key(&mut self, key: &'static Key, member: &Member) {
+    fn key(&mut self, key: &'static Key, member: Member) {
         if !matches!(key.kind, Kind::StringMap | Kind::Rlimits | Kind::Vars) {
             self.entry(key, String::new(), member);
             return;
         }
-        let RawValue::Table(inner) = &member.raw.value else {
+        let RawValue::Table(inner) = member.raw.value else {
             let wrong = value::wrong_type(key.name, key.kind.noun(), &member.raw);
             self.report.wrong(&member.raw, wrong);
             return;
@@ -70,14 +70,14 @@ impl Walk<'_> {
         }
     }
 
-    fn entry(&mut self, key: &'static Key, name: String, member: &Member) {
+    fn entry(&mut self, key: &'static Key, name: String, member: Member) {
         let value = normal_form(key, &name, &member.raw, &mut self.report);
         let deferred = member.raw.has_expression();
         let entry = Entry {
             key,
             member: name.clone(),
-            span: member.span.clone(),
-            raw: member.raw.clone(),
+            span: member.span,
+            raw: member.raw,
             source: Arc::clone(self.source),
             origin: self.origin,
             value,

@@ -10,8 +10,11 @@ use crate::definition::{Entries, RawDefinition, RawHost};
 /// Pairs of which a jail has one: its own choice sets a default for the other aside.
 const RIVALS: &[(&str, &str)] = &[("template", "path"), ("exec.command", "exec.boot")];
 
-pub fn merge(definition: &RawDefinition, host: &RawHost) -> Entries {
-    let mut merged = definition.entries.clone();
+pub fn merge(definition: &RawDefinition, host: &RawHost) -> Arc<Entries> {
+    if host.defaults.is_empty() && host.enforce.is_empty() {
+        return Arc::clone(&definition.entries);
+    }
+    let mut merged = definition.entries.as_ref().clone();
     for (name, entry) in &host.defaults {
         if !has_rival(&definition.entries, name.0) {
             merged.entry(name.clone()).or_insert_with(|| Arc::clone(entry));
@@ -20,7 +23,7 @@ pub fn merge(definition: &RawDefinition, host: &RawHost) -> Entries {
     for (name, entry) in &host.enforce {
         merged.insert(name.clone(), Arc::clone(entry));
     }
-    merged
+    Arc::new(merged)
 }
 
 fn has_rival(entries: &Entries, key: &str) -> bool {

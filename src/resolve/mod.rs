@@ -12,14 +12,16 @@ mod merge;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use serde_json::Value;
 
+use crate::cores;
 use crate::definition::{Entries, RawDefinition, RawHost};
 use crate::desired::{Bridge, Desired, DesiredJail, DesiredRoot, HostConfig, Paths};
 use crate::diagnostic::{self, Diagnostic, did_you_mean};
 use crate::jail::{Jail, JailName, Network, Settings};
-use crate::template::{self, Template};
+use crate::template::{self, Roots, Template};
 
 /// The bridge that needs no definition, and the addresses the host has on it by default.
 pub const BRIDGE: &str = "stockade0";
@@ -56,14 +58,13 @@ struct Draft {
     name: JailName,
     definition: RawDefinition,
     /// The merged keys, with their places.
-    entries: Entries,
+    entries: Arc<Entries>,
     settings: Settings,
-    /// What expressions and templates can say.
-    variables: Value,
     jail: Option<Jail>,
-    root: DesiredRoot,
     /// Its template is absent or has errors: what an image in it would run is not known.
     template_unknown: bool,
+    /// Its errors count after those of what jails cannot share.
+    root: Result<DesiredRoot, Vec<Diagnostic>>,
     /// The first error, whoever found it.
     broken: Option<String>,
 }
@@ -110,14 +111,25 @@ pub fn resolve(input: Input) -> (Desired, Vec<Diagnostic>) {
     let mut found = input.diagnostics;
     let first_errors = first_errors(&mut found);
     let host = host_config(&input.paths, &input.host);
-    let mut drafts: Vec<Draft> = Vec::with_capacity(input.definitions.len());
-    for definition in input.definitions {
+    let shared = Shared {
+        host: &input.host,
+        config: &host,
+        roots: Roots::new(&input.templates),
+        templates: &input.templates,
+        broken_templates: &input.broken_templates,
+    };
+    let alone = cores::map(&input.definitions, |definition| {
         let broken = first_errors.get(&definition.source.file).cloned();
-        drafts.push(draft(definition, broken, (&input.host, &host), &input.templates, &mut found));
+        draft(definition.clone(), broken, &shared)
+    });
+    let mut drafts: Vec<Draft> = Vec::with_capacity(alone.len());
+    for (draft, errors) in alone {
+        drafts.push(draft);
+        found.extend(errors);
     }
     clash::check(&mut drafts, &host, &mut found);
     for draft in &mut drafts {
-        root(draft, &input.templates, &input.broken_templates, &mut found);
+        fault_root(draft, &mut found);
     }
     depend::check(&mut drafts, &input.refused, &mut found);
     diagnostic::sort(&mut found);
@@ -129,6 +141,15 @@ pub fn resolve(input: Input) -> (Desired, Vec<Diagnostic>) {
         settle(draft, host_broken.as_ref(), &mut desired);
     }
     (desired, found)
+}
+
+/// What every draft is made with.
+struct Shared<'a> {
+    host: &'a RawHost,
+    config: &'a HostConfig,
+    roots: Roots<'a>,
+    templates: &'a BTreeMap<String, Template>,
+    broken_templates: &'a BTreeMap<String, String>,
 }
 
 /// The first error of each file.
@@ -174,46 +195,36 @@ fn default_bridge() -> Bridge {
     Bridge { address, mtu: None }
 }
 
-/// Everything about one jail that needs no other jail.
-fn draft(
-    definition: RawDefinition,
-    broken: Option<String>,
-    (host, config): (&RawHost, &HostConfig),
-    templates: &BTreeMap<String, Template>,
-    found: &mut Vec<Diagnostic>,
-) -> Draft {
+/// Everything about one jail that needs no other jail, and the errors of that but its root's.
+fn draft(definition: RawDefinition, broken: Option<String>, shared: &Shared<'_>) -> (Draft, Vec<Diagnostic>) {
+    let mut found = Vec::new();
     let name = definition.name.clone();
-    let entries = merge::merge(&definition, host);
+    let entries = merge::merge(&definition, shared.host);
     let expanded = expand::expand(&name, &entries);
-    let mut draft = Draft {
-        name,
-        definition,
-        entries,
-        settings: expanded.settings,
-        variables: Value::Null,
-        jail: None,
-        root: DesiredRoot::default(),
-        template_unknown: false,
-        broken,
-    };
+    let settings = expanded.settings;
+    let root = Ok(DesiredRoot::default());
+    let mut draft =
+        Draft { name, definition, entries, settings, jail: None, template_unknown: false, root, broken };
     for diagnostic in expanded.found {
-        draft.fault(diagnostic, found);
+        draft.fault(diagnostic, &mut found);
     }
-    defaults_of_image(&mut draft, templates, found);
-    for diagnostic in agree::check(&mut draft, config) {
-        draft.fault(diagnostic, found);
+    defaults_of_image(&mut draft, shared.templates, &mut found);
+    for diagnostic in agree::check(&mut draft, shared.config) {
+        draft.fault(diagnostic, &mut found);
     }
-    draft.variables = expand::variables(&draft.name, &draft.settings);
     match Jail::from_settings(&draft.name, &draft.settings) {
-        Ok(jail) => draft.jail = Some(jail),
+        Ok(jail) => {
+            draft.root = root_of(&draft, &jail, shared);
+            draft.jail = Some(jail);
+        }
         // Only a key that already has its own error can be missing or wrong here.
         Err(message) if draft.broken.is_none() => {
             let diagnostic = draft.definition.source.error(&(0..0), message);
-            draft.fault(diagnostic, found);
+            draft.fault(diagnostic, &mut found);
         }
         Err(_) => {}
     }
-    draft
+    (draft, found)
 }
 
 /// What an image starts by itself is below all that was said so far.
@@ -231,33 +242,26 @@ fn defaults_of_image(draft: &mut Draft, templates: &BTreeMap<String, Template>, 
     }
 }
 
-/// Fills in the root from the jail's template.
-fn root(
-    draft: &mut Draft,
-    templates: &BTreeMap<String, Template>,
-    broken: &BTreeMap<String, String>,
-    found: &mut Vec<Diagnostic>,
-) {
-    let Some(jail) = draft.jail.as_ref() else { return };
-    let Some(name) = &jail.template else { return };
-    if broken.contains_key(name) {
-        let error = draft.error_in("template", 0, format!("the template `{name}` has errors"));
-        draft.fault(error, found);
-        return;
+/// The root from the jail's template.
+fn root_of(draft: &Draft, jail: &Jail, shared: &Shared<'_>) -> Result<DesiredRoot, Vec<Diagnostic>> {
+    if let Some(name) = &jail.template {
+        if shared.broken_templates.contains_key(name) {
+            return Err(vec![draft.error_in("template", 0, format!("the template `{name}` has errors"))]);
+        }
+        if !shared.templates.contains_key(name) {
+            let mut error = draft.error_in("template", 0, format!("there is no template `{name}`"));
+            error.help = did_you_mean(name, shared.templates.keys().map(String::as_str));
+            return Err(vec![error]);
+        }
     }
-    if !templates.contains_key(name) {
-        let mut error = draft.error_in("template", 0, format!("there is no template `{name}`"));
-        error.help = did_you_mean(name, templates.keys().map(String::as_str));
-        draft.fault(error, found);
-        return;
-    }
-    match template::root(templates, jail, &draft.variables) {
-        Ok(root) => draft.root = root,
-        Err(errors) => {
-            for error in errors {
-                let error = of_jail(error, &draft.name);
-                draft.fault(error, found);
-            }
+    let root = shared.roots.root(jail, || expand::variables(&draft.name, &draft.settings));
+    root.map_err(|errors| errors.into_iter().map(|error| of_jail(error, &draft.name)).collect())
+}
+
+fn fault_root(draft: &mut Draft, found: &mut Vec<Diagnostic>) {
+    if let Err(errors) = &mut draft.root {
+        for error in std::mem::take(errors) {
+            draft.fault(error, found);
         }
     }
 }
@@ -274,13 +278,13 @@ fn of_jail(mut error: Diagnostic, name: &JailName) -> Diagnostic {
 /// Puts the jail where it belongs.
 fn settle(draft: Draft, host_broken: Option<&String>, desired: &mut Desired) {
     let broken = draft.broken.or_else(|| host_broken.cloned());
-    match (broken, draft.jail) {
-        (None, Some(jail)) => {
+    match (broken, draft.jail, draft.root) {
+        (None, Some(jail), Ok(root)) => {
             let file = draft.definition.source.file.clone();
-            let jail = DesiredJail { file, settings: draft.settings, jail, root: draft.root };
+            let jail = DesiredJail { file, settings: draft.settings, jail, root };
             desired.jails.insert(draft.name, jail);
         }
-        (broken, _) => {
+        (broken, ..) => {
             let why = broken.unwrap_or_else(|| draft.definition.source.file.display().to_string());
             desired.broken.insert(draft.name, why);
         }

@@ -12,7 +12,8 @@ use crate::jail::JailName;
 use crate::journal::lock;
 use crate::live::Live;
 use crate::plan::{self, Action, ActionKind, Plan};
-use crate::{probe, source};
+use crate::probe;
+use crate::source::{self, Known};
 
 /// What a caller asks of one pass.
 pub struct PassOptions<'a> {
@@ -41,35 +42,49 @@ pub struct Passed {
 }
 
 pub fn pass(paths: &Paths, options: &PassOptions<'_>) -> Result<Passed> {
-    planned(paths, options, false)
+    planned(paths, options, None, false)
+}
+
+/// A pass that does not read again the definitions that are known and have not changed.
+pub fn pass_again(paths: &Paths, options: &PassOptions<'_>, known: &mut Known) -> Result<Passed> {
+    planned(paths, options, Some(known), false)
 }
 
 /// Stops what runs of the chosen jails and starts all of them, in one plan: one that is cut off is
 /// made good by the next.
 pub fn again(paths: &Paths, options: &PassOptions<'_>) -> Result<Passed> {
-    planned(paths, options, true)
+    planned(paths, options, None, true)
 }
 
-fn planned(paths: &Paths, options: &PassOptions<'_>, again: bool) -> Result<Passed> {
+fn planned(
+    paths: &Paths,
+    options: &PassOptions<'_>,
+    known: Option<&mut Known>,
+    again: bool,
+) -> Result<Passed> {
     let chosen = plan::Options { only: options.only.clone(), no_restart: options.no_restart, again };
-    carry_out(paths, options, &|desired, live| plan::plan(desired, live, &chosen))
+    carry_out(paths, options, known, &|desired, live| plan::plan(desired, live, &chosen))
 }
 
 /// Stops every jail in order, whatever is wanted of it, and holds none down.
 pub fn all_down(paths: &Paths, options: &PassOptions<'_>) -> Result<Passed> {
-    carry_out(paths, options, &plan::all_down)
+    carry_out(paths, options, None, &plan::all_down)
 }
 
 fn carry_out(
     paths: &Paths,
     options: &PassOptions<'_>,
+    known: Option<&mut Known>,
     planner: &dyn Fn(&Desired, &Live) -> Plan,
 ) -> Result<Passed> {
     // Read under the lock: what was read before another pass had its turn is of the past.
     let before = source::host(paths);
     let apply = options.apply && before.broken.is_none();
     let _lock = if apply { Some(lock::all(&before.paths, options.waiting)?) } else { None };
-    let (mut desired, diagnostics) = source::load(paths);
+    let (mut desired, diagnostics) = match known {
+        Some(known) => source::load_again(paths, known),
+        None => source::load(paths),
+    };
     let apply = apply && desired.host.broken.is_none();
     let host = Host::look(desired.host.clone())?;
     if apply {

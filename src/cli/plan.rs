@@ -11,7 +11,8 @@ use super::{CHANGES, DONE, FAILED, INVALID, Options, output};
 use crate::execute::{self, Outcome};
 use crate::jail::JailName;
 use crate::pass::{self, PassOptions, Passed};
-use crate::{daemon, diagnostic, source, supervisor};
+use crate::source::{self, Known};
+use crate::{daemon, diagnostic, supervisor};
 
 pub fn check(options: &Options, files: &[PathBuf]) -> Result<i32> {
     let files: Vec<PathBuf> = files.iter().map(std::path::absolute).collect::<Result<_, _>>()?;
@@ -139,12 +140,22 @@ pub fn daemon(options: &Options) -> Result<i32> {
     let paths = desired.host.paths.clone();
     let asked = options.paths();
     drop(desired);
-    let mut pass = move |stop: &AtomicBool| one_pass(&asked, stop);
+    let mut known = Known::default();
+    let mut pass = move |pass: daemon::Asked<'_>| {
+        if pass.anew {
+            known.doubt();
+        }
+        one_pass(&asked, pass.stop, &mut known)
+    };
     daemon::run(&paths, daemon::Options::default(), &mut pass)?;
     Ok(DONE)
 }
 
-fn one_pass(paths: &crate::desired::Paths, stop: &AtomicBool) -> Result<daemon::PassReport> {
+fn one_pass(
+    paths: &crate::desired::Paths,
+    stop: &AtomicBool,
+    known: &mut Known,
+) -> Result<daemon::PassReport> {
     let progress = |name: &JailName, what: &str| {
         supervisor::progress();
         crate::log::info(Some(name), what);
@@ -159,7 +170,7 @@ fn one_pass(paths: &crate::desired::Paths, stop: &AtomicBool) -> Result<daemon::
         waiting: &quiet,
         planned: &unseen,
     };
-    let passed = pass::pass(paths, &asked)?;
+    let passed = pass::pass_again(paths, &asked, known)?;
     let snapshots = pass::take_due(&passed, &[], &progress)?;
     let failures = reasons(&passed.failures).map(|(name, reason)| (name.clone(), reason));
     Ok(daemon::PassReport {

@@ -68,9 +68,16 @@ pub struct PassReport {
     pub wake_ms: Option<u64>,
 }
 
-/// One pass over everything. The flag turns true when the daemon is asked to stop: no new step
-/// should begin then.
-pub type Pass<'a> = dyn FnMut(&AtomicBool) -> anyhow::Result<PassReport> + 'a;
+/// What the daemon asks of one pass over everything.
+#[derive(Clone, Copy, Debug)]
+pub struct Asked<'a> {
+    /// Turns true when the daemon is asked to stop: no new step should begin then.
+    pub stop: &'a AtomicBool,
+    /// Take nothing for unchanged that was read before.
+    pub anew: bool,
+}
+
+pub type Pass<'a> = dyn FnMut(Asked<'_>) -> anyhow::Result<PassReport> + 'a;
 
 /// How the daemon runs; the default is right outside tests.
 #[derive(Clone, Debug)]
@@ -219,14 +226,15 @@ impl Loop {
             Event::Changed | Event::Reload => self.timers.forget_failures(),
             Event::JailExited | Event::Stop | Event::Retry | Event::Rescan => {}
         }
-        if matches!(event, Event::Rescan | Event::Reload) {
+        let anew = matches!(event, Event::Rescan | Event::Reload);
+        if anew {
             self.doorbell.check();
         }
         // Taken before the pass looks: an exit that comes later rings again.
         for name in exits::take(&self.run) {
             log::info(Some(&name), "main process ended");
         }
-        let outcome = pass(&self.stop);
+        let outcome = pass(Asked { stop: &self.stop, anew });
         let now = Instant::now();
         let failed = outcome.as_ref().map_or(true, |report| !report.failures.is_empty());
         let wake = outcome.as_ref().ok().and_then(|report| report.wake_ms).map(from_now);

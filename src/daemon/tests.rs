@@ -42,7 +42,7 @@ fn child() {
     let path = |name: &str| base.join(name);
     let paths = Paths { config: path("etc"), state: path("state"), run: path("run"), log: path("log") };
     let mut count = 0;
-    let mut pass = |_: &AtomicBool| {
+    let mut pass = |_: Asked<'_>| {
         count += 1;
         fs::write(path("passes"), count.to_string())?;
         let mut report = PassReport { up: 2, ..PassReport::default() };

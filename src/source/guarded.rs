@@ -61,6 +61,11 @@ impl Guard {
 /// The text of a regular file of at most `limit` bytes. Links are not followed, nothing that
 /// could block or act when opened is read, and the checks are of the open descriptor.
 pub fn read_text(path: &Path, limit: u64, guard: Guard) -> Result<String, Refusal> {
+    read_seen(path, limit, guard).map(|(text, _)| text)
+}
+
+/// The same, and what the open descriptor showed before it was read.
+pub fn read_seen(path: &Path, limit: u64, guard: Guard) -> Result<(String, Metadata), Refusal> {
     let flags = libc::O_NOFOLLOW | libc::O_NONBLOCK | libc::O_NOCTTY;
     let opened = OpenOptions::new().read(true).custom_flags(flags).open(path);
     let file = opened.map_err(|error| open_refusal(&error))?;
@@ -71,7 +76,7 @@ pub fn read_text(path: &Path, limit: u64, guard: Guard) -> Result<String, Refusa
     if let Some(why) = guard.objection(&found) {
         return Err(Refusal::Because(why));
     }
-    contents(file, found.len(), limit)
+    contents(file, found.len(), limit).map(|text| (text, found))
 }
 
 fn open_refusal(error: &io::Error) -> Refusal {

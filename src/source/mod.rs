@@ -5,9 +5,12 @@
 //! the reading incomplete, and nothing is removed then.
 
 mod guarded;
+mod jails;
+mod known;
 mod tree;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::ffi::OsStr;
 use std::fs::{self, DirEntry};
 use std::io;
 use std::path::{Path, PathBuf};
@@ -21,9 +24,12 @@ use crate::resolve::{self, Input};
 use crate::root::layers;
 use crate::template::{self, Template};
 
+pub use jails::{Contents, Definition};
+pub use known::Known;
 pub use tree::{ENTRIES_MAX, TEXT_BYTES_MAX, TemplateTexts};
 
 use guarded::{Guard, Refusal, read_text};
+use known::Parsed;
 
 /// The largest definition, stockade.toml or template.toml.
 pub const DEFINITION_BYTES_MAX: u64 = 1 << 20;
@@ -39,7 +45,7 @@ pub struct Texts {
     pub host: Option<(PathBuf, String)>,
     /// Why stockade.toml is there and cannot be used.
     pub host_refused: Option<String>,
-    pub definitions: Vec<(PathBuf, String)>,
+    pub definitions: Vec<Definition>,
     /// Jails whose file is there and cannot be used.
     pub refused: BTreeMap<JailName, String>,
     pub templates: Vec<TemplateTexts>,
@@ -70,13 +76,19 @@ pub fn load(paths: &Paths) -> (Desired, Vec<Diagnostic>) {
     resolve::resolve(parse(paths, read(paths)))
 }
 
+/// As [`load`], without reading the definitions that are known and have not changed.
+pub fn load_again(paths: &Paths, known: &mut Known) -> (Desired, Vec<Diagnostic>) {
+    let texts = read_again(paths, Some(known));
+    resolve::resolve(parse_again(paths, texts, Some(known)))
+}
+
 /// Like [`load`], with `files` beside the definitions there are, or in the place of those of
 /// the same name: for `check FILE`. Whose files they are does not matter.
 pub fn load_with(paths: &Paths, files: &[PathBuf]) -> (Desired, Vec<Diagnostic>) {
     let mut texts = read(paths);
     for file in files {
         let same = |other: &Path| other.file_name() == file.file_name();
-        texts.definitions.retain(|(other, _)| !same(other));
+        texts.definitions.retain(|other| !same(&other.path));
         texts.refused.retain(|name, _| file.file_stem().is_none_or(|stem| *stem != *name.as_str()));
         texts.diagnostics.retain(|found| !same(&found.file));
         texts.definition(file, Guard::lenient());
@@ -87,7 +99,7 @@ pub fn load_with(paths: &Paths, files: &[PathBuf]) -> (Desired, Vec<Diagnostic>)
 /// Like [`load`], with one definition more that is not written yet.
 pub fn load_beside(paths: &Paths, file: &Path, text: &str) -> (Desired, Vec<Diagnostic>) {
     let mut texts = read(paths);
-    texts.definitions.push((file.to_owned(), text.to_owned()));
+    texts.definitions.push(Definition::given(file.to_owned(), text.to_owned()));
     resolve::resolve(parse(paths, texts))
 }
 
@@ -100,7 +112,7 @@ pub fn load_more(paths: &Paths, file: PathBuf, text: String, templates: &Path) -
 /// What [`load_more`] resolves.
 pub fn with_more(paths: &Paths, file: PathBuf, text: String, templates: &Path) -> Input {
     let mut texts = read(paths);
-    texts.definitions.push((file, text));
+    texts.definitions.push(Definition::given(file, text));
     let mut more = Texts::default();
     more.templates(templates, Guard::strict());
     let has = |name: &str| texts.templates.iter().any(|own| own.name == name);
@@ -115,7 +127,7 @@ pub fn with_more(paths: &Paths, file: PathBuf, text: String, templates: &Path) -
 /// `run`. The other jails are left out.
 pub fn load_text(paths: &Paths, name: &JailName, text: &str) -> (Desired, Vec<Diagnostic>) {
     let mut texts = read_shared(paths);
-    texts.definitions.push((PathBuf::from(format!("{name}.toml")), text.to_owned()));
+    texts.definitions.push(Definition::given(PathBuf::from(format!("{name}.toml")), text.to_owned()));
     resolve::resolve(parse(paths, texts))
 }
 
@@ -145,6 +157,11 @@ fn config(paths: &Paths) -> &Path {
 
 /// Reads everything below the config directory.
 pub fn read(paths: &Paths) -> Texts {
+    read_again(paths, None)
+}
+
+/// The same but for the definitions that are known and have not changed.
+fn read_again(paths: &Paths, known: Option<&Known>) -> Texts {
     let config = config(paths);
     let guard = Guard::strict();
     let mut texts = Texts::default();
@@ -154,7 +171,7 @@ pub fn read(paths: &Paths) -> Texts {
         return texts;
     }
     texts.host(&config.join("stockade.toml"), guard);
-    texts.jails(&config.join("jails.d"), guard);
+    texts.jails(&config.join("jails.d"), guard, known);
     texts.templates(&config.join("templates"), guard);
     texts
 }
@@ -177,7 +194,7 @@ fn list(path: &Path, guard: Guard) -> Result<Vec<DirEntry>, Refusal> {
     let because = |error: io::Error| Refusal::Because(format!("read directory: {error}"));
     let entries = fs::read_dir(path).map_err(because)?.collect::<io::Result<Vec<_>>>();
     let mut entries = entries.map_err(because)?;
-    entries.sort_by_key(DirEntry::file_name);
+    entries.sort_by_cached_key(DirEntry::file_name);
     Ok(entries)
 }
 
@@ -201,69 +218,6 @@ impl Texts {
                 self.diagnostics.push(found);
             }
         }
-    }
-
-    fn jails(&mut self, path: &Path, guard: Guard) {
-        let entries = match list(path, guard) {
-            Ok(entries) => entries,
-            Err(why) => {
-                self.complete = false;
-                return self.unlisted(path, why);
-            }
-        };
-        for entry in entries {
-            let name = entry.file_name();
-            let name = name.to_string_lossy();
-            if definition::is_leftover(&name) {
-                continue;
-            }
-            if Path::new(name.as_ref()).extension().is_none_or(|extension| extension != "toml") {
-                let found = Diagnostic::whole(&entry.path(), "passed over: it is no NAME.toml");
-                self.diagnostics.push(found.warning());
-                continue;
-            }
-            if self.definitions.len() == DEFINITIONS_MAX {
-                self.complete = false;
-                let message = format!("more than {DEFINITIONS_MAX} definitions");
-                self.diagnostics.push(Diagnostic::whole(path, message));
-                return;
-            }
-            self.entry(&entry, guard);
-        }
-    }
-
-    /// A definition, unless the directory already says that it is no regular file: opening a
-    /// device may do something.
-    fn entry(&mut self, entry: &DirEntry, guard: Guard) {
-        let path = entry.path();
-        match entry.file_type() {
-            Ok(kind) if !kind.is_file() => match entry.metadata() {
-                Ok(found) => self.refuse(&path, &guarded::kind(&found)),
-                Err(error) => self.refuse(&path, &format!("stat: {error}")),
-            },
-            _ => self.definition(&path, guard),
-        }
-    }
-
-    fn definition(&mut self, path: &Path, guard: Guard) {
-        match read_text(path, DEFINITION_BYTES_MAX, guard) {
-            Ok(text) => self.definitions.push((path.to_owned(), text)),
-            Err(Refusal::Because(why)) => self.refuse(path, &why),
-            // It went away after the directory was read, perhaps to come back by a rename.
-            Err(Refusal::Absent) => {
-                self.complete = false;
-                self.refuse(path, "there is no such file");
-            }
-        }
-    }
-
-    fn refuse(&mut self, path: &Path, why: &str) {
-        let found = Diagnostic::whole(path, why);
-        let stem = path.file_stem().unwrap_or_default().to_string_lossy();
-        if let Ok(name) = JailName::new(&stem) {
-            self.refused.insert(name, found.summary());
-        }
-        self.diagnostics.push(found);
     }
 
     fn templates(&mut self, path: &Path, guard: Guard) {
@@ -314,6 +268,11 @@ impl Texts {
 
 /// Parses all that was read, for `resolve`. Looks at the machine only for the stamps of the bases.
 pub fn parse(paths: &Paths, texts: Texts) -> Input {
+    parse_again(paths, texts, None)
+}
+
+/// The same, and takes note of what the definitions hold.
+fn parse_again(paths: &Paths, texts: Texts, known: Option<&mut Known>) -> Input {
     let mut input = Input {
         paths: paths.clone(),
         refused: texts.refused,
@@ -330,7 +289,11 @@ pub fn parse(paths: &Paths, texts: Texts) -> Input {
     if let Some(why) = texts.host_refused {
         input.host = RawHost { broken: Some(why), ..RawHost::default() };
     }
-    for (definition, found) in cores::map(&texts.definitions, |(file, text)| definition::parse(file, text)) {
+    let parsed = cores::map(&texts.definitions, Definition::parse);
+    if let Some(known) = known {
+        note(&texts.definitions, &parsed, known);
+    }
+    for (definition, found) in parsed {
         input.definitions.extend(definition);
         input.diagnostics.extend(found);
     }
@@ -339,6 +302,17 @@ pub fn parse(paths: &Paths, texts: Texts) -> Input {
         parse_template(texts, &mut input);
     }
     input
+}
+
+/// Takes note of the definitions that were read, and of those that are gone.
+fn note(found: &[Definition], parsed: &[Parsed], known: &mut Known) {
+    let there: BTreeSet<&OsStr> = found.iter().map(|definition| definition.path.as_os_str()).collect();
+    known.retain(|path| there.contains(path));
+    for (definition, parsed) in found.iter().zip(parsed) {
+        if let Contents::Read(_, Some((stamp, read))) = definition.contents {
+            known.insert(&definition.path, stamp, read, parsed.clone());
+        }
+    }
 }
 
 fn parse_template(texts: &TemplateTexts, input: &mut Input) {

@@ -6,18 +6,21 @@ use std::thread::{self, Builder, ScopedJoinHandle};
 const SHARE_MIN: usize = 16;
 
 enum Share<'scope, R> {
-    Begun(ScopedJoinHandle<'scope, Vec<R>>),
-    Done(Vec<R>),
+    Begun(ScopedJoinHandle<'scope, R>),
+    Done(R),
 }
 
 /// What `each` gives for every item, in the items' order. Starts no thread when there are few.
 pub fn map<T: Sync, R: Send>(items: &[T], each: impl Fn(&T) -> R + Sync) -> Vec<R> {
+    shares(items, |share| share.iter().map(&each).collect::<Vec<R>>()).into_iter().flatten().collect()
+}
+
+/// What `work` gives for each core's share of the items, in their order. The first share is the
+/// calling thread's own.
+pub fn shares<T: Sync, R: Send>(items: &[T], work: impl Fn(&[T]) -> R + Sync) -> Vec<R> {
     let cores = thread::available_parallelism().map_or(1, std::num::NonZero::get);
     let share = items.len().div_ceil(cores).max(SHARE_MIN);
-    if items.len() <= share {
-        return items.iter().map(each).collect();
-    }
-    let work = |share: &[T]| share.iter().map(&each).collect::<Vec<R>>();
+    let (first, rest) = items.split_at(share.min(items.len()));
     thread::scope(|scope| {
         let work = &work;
         // Where the system has no more threads to give, this one does the work.
@@ -25,18 +28,19 @@ pub fn map<T: Sync, R: Send>(items: &[T], each: impl Fn(&T) -> R + Sync) -> Vec<
             Ok(thread) => Share::Begun(thread),
             Err(_) => Share::Done(work(part)),
         };
-        let shares: Vec<_> = items.chunks(share).map(start).collect();
+        let begun: Vec<_> = rest.chunks(share).map(start).collect();
         let join = |share| match share {
             Share::Begun(thread) => thread.join().expect("a panic ends the program"),
-            Share::Done(results) => results,
+            Share::Done(result) => result,
         };
-        shares.into_iter().flat_map(join).collect()
+        let first = work(first);
+        std::iter::once(first).chain(begun.into_iter().map(join)).collect()
     })
 }
 
 #[cfg(test)]
 mod tests {
-    use super::map;
+    use super::*;
 
     #[test]
     fn results_are_in_the_items_order() {
@@ -44,6 +48,7 @@ mod tests {
             let items: Vec<usize> = (0..count).collect();
             let expect: Vec<usize> = (0..count).map(|n| n * 2).collect();
             assert_eq!(map(&items, |n| n * 2), expect, "{count}");
+            assert_eq!(shares(&items, <[usize]>::to_vec).concat(), items, "{count}");
         }
     }
 }

@@ -162,7 +162,7 @@ fn kernel(data: &[u8]) {
     let (first, second) = (files.next().unwrap_or_default(), files.next().unwrap_or_default());
     // Refused or not, it comes back.
     let _ = limits::mounts::parse(first, second);
-    let _ = sys::process::parse_stat(first);
+    let _ = sys::process::parse_stat(first.as_bytes());
     let _ = limits::value::bytes(first);
     let _ = limits::value::field(first, second);
     let _ = security::passwd::identity(second, first, first);

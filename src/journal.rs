@@ -9,11 +9,16 @@ pub mod exits;
 pub mod ids;
 pub mod lock;
 
-use std::io::Write;
+use std::collections::BTreeSet;
+use std::fs::File;
+use std::io::{Read, Write};
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use anyhow::{Context, Result, bail};
-use rustix::fs::{IFlags, ioctl_getflags, ioctl_setflags};
+use rustix::fs::{AtFlags, IFlags, Mode, OFlags, ioctl_getflags, ioctl_setflags, statat};
+use rustix::io::Errno;
 
 use crate::desired::Paths;
 use crate::jail::JailName;
@@ -80,6 +85,19 @@ pub fn boot_id() -> Result<String> {
 pub struct Journal {
     pub paths: Paths,
     pub boot_id: String,
+    /// `<run>/jails` and `<state>/jails`. What is looked at for each jail is opened below these: a
+    /// look at a thousand jails would walk the same path some five thousand times.
+    run_jails: Arc<OwnedFd>,
+    state_jails: Arc<OwnedFd>,
+}
+
+/// What the directories say before any file is opened.
+#[derive(Clone, Debug, Default)]
+pub struct Listing {
+    /// Jails with a record or data of their own.
+    pub names: Vec<JailName>,
+    /// Those whose restarts were counted.
+    pub counted: BTreeSet<JailName>,
 }
 
 impl Journal {
@@ -99,7 +117,12 @@ impl Journal {
             make_directory(&directory, mode)?;
         }
         spread(&paths.state.join("jails"));
-        Ok(Self { paths: paths.clone(), boot_id: boot_id()? })
+        Ok(Self {
+            paths: paths.clone(),
+            boot_id: boot_id()?,
+            run_jails: directory(&paths.run.join("jails"))?,
+            state_jails: directory(&paths.state.join("jails"))?,
+        })
     }
 
     /// `<run>/jails/NAME`: gone at reboot.
@@ -114,17 +137,36 @@ impl Journal {
 
     /// The record of a jail in this boot. One of another boot describes nothing that still is.
     pub fn record(&self, name: &JailName) -> Result<Option<Record>> {
-        let path = self.run_dir(name).join("record.json");
-        let Some(text) = read(&path)? else { return Ok(None) };
-        let head: Schema =
-            serde_json::from_slice(&text).with_context(|| format!("read {}", path.display()))?;
+        let path = format!("{name}/record.json");
+        let Some(text) = self.read(&path)? else { return Ok(None) };
+        let context = || format!("read {}", self.full(&path).display());
+        let record = serde_json::from_slice::<Record>(&text);
+        // Another version's may well be read without an error.
+        if record.as_ref().is_ok_and(|record| record.schema == RECORD_SCHEMA) {
+            return Ok(record.ok().filter(|record| record.boot_id == self.boot_id));
+        }
+        let head: Schema = serde_json::from_slice(&text).with_context(context)?;
         if head.schema != RECORD_SCHEMA {
-            bail!("read {}: written by another version (schema {})", path.display(), head.schema);
+            bail!("{}: written by another version (schema {})", context(), head.schema);
         }
         if head.boot_id != self.boot_id {
             return Ok(None);
         }
-        serde_json::from_slice(&text).map(Some).with_context(|| format!("read {}", path.display()))
+        record.map(Some).with_context(context)
+    }
+
+    /// A file below `<run>/jails`; nothing when it is not there.
+    fn read(&self, path: &str) -> Result<Option<Vec<u8>>> {
+        let flags = OFlags::RDONLY | OFlags::CLOEXEC;
+        let file = match rustix::fs::openat(&self.run_jails, path, flags, Mode::empty()) {
+            Err(Errno::NOENT) => return Ok(None),
+            other => File::from(other.with_context(|| format!("open {}", self.full(path).display()))?),
+        };
+        whole(file).map(Some).with_context(|| format!("read {}", self.full(path).display()))
+    }
+
+    fn full(&self, path: &str) -> PathBuf {
+        self.paths.run.join("jails").join(path)
     }
 
     pub fn write_record(&self, record: &Record) -> Result<()> {
@@ -148,8 +190,7 @@ impl Journal {
 
     /// How the instance of `record` ended, if it has.
     pub fn exit(&self, record: &Record) -> Result<Option<crate::live::Exit>> {
-        let path = exits::record(&self.paths.run, &record.name);
-        let Some(text) = read(&path)? else { return Ok(None) };
+        let Some(text) = self.read(&format!("{}/exit.json", record.name))? else { return Ok(None) };
         // One that cannot be read tells as little as one that was never written.
         let exit = serde_json::from_slice::<exits::ExitRecord>(&text).ok();
         Ok(exit.filter(|exit| exit.instance == record.instance).map(|exit| exit.exit))
@@ -157,7 +198,12 @@ impl Journal {
 
     /// Stopped by hand: stays down, over reboots too, until it is started by hand.
     pub fn held(&self, name: &JailName) -> bool {
-        self.state_dir(name).join("held").exists()
+        self.has(name, "held")
+    }
+
+    /// Whether the jail has something of this name below its state directory.
+    pub fn has(&self, name: &JailName, what: &str) -> bool {
+        statat(&self.state_jails, format!("{name}/{what}"), AtFlags::empty()).is_ok()
     }
 
     pub fn hold(&self, name: &JailName) -> Result<()> {
@@ -171,8 +217,7 @@ impl Journal {
 
     /// Restarts in a row, in this boot.
     pub fn restarts(&self, name: &JailName) -> Result<Restarts> {
-        let path = self.paths.run.join("jails").join(format!("{name}.restarts"));
-        let Some(text) = read(&path)? else { return Ok(Restarts::default()) };
+        let Some(text) = self.read(&format!("{name}.restarts"))? else { return Ok(Restarts::default()) };
         // Of another boot, or not to be read: it counts from the start.
         let counted = serde_json::from_slice::<Counted>(&text).ok();
         Ok(counted.filter(|c| c.boot_id == self.boot_id).map(|c| c.restarts).unwrap_or_default())
@@ -189,11 +234,16 @@ impl Journal {
 
     /// Names with a record or data of their own.
     pub fn names(&self) -> Result<Vec<JailName>> {
-        let mut names = directories(&self.paths.run.join("jails"))?;
-        names.extend(directories(&self.paths.state.join("jails"))?);
-        names.sort();
-        names.dedup();
-        Ok(names)
+        Ok(self.listing()?.names)
+    }
+
+    pub fn listing(&self) -> Result<Listing> {
+        let mut listing = Listing::default();
+        list(&self.paths.run.join("jails"), &mut listing)?;
+        list(&self.paths.state.join("jails"), &mut listing)?;
+        listing.names.sort();
+        listing.names.dedup();
+        Ok(listing)
     }
 }
 
@@ -210,30 +260,36 @@ struct Schema {
     boot_id: String,
 }
 
-fn directories(parent: &Path) -> Result<Vec<JailName>> {
+fn list(parent: &Path, listing: &mut Listing) -> Result<()> {
     let entries = std::fs::read_dir(parent).with_context(|| format!("list {}", parent.display()))?;
-    let mut names = Vec::new();
     for entry in entries {
         let entry = entry.with_context(|| format!("list {}", parent.display()))?;
-        let name = entry.file_name().to_str().and_then(|n| JailName::new(n).ok());
-        if let Some(name) = name
-            && entry.file_type().is_ok_and(|t| t.is_dir())
-        {
-            names.push(name);
+        let file_name = entry.file_name();
+        let Some(file_name) = file_name.to_str() else { continue };
+        if let Some(counted) = file_name.strip_suffix(".restarts") {
+            listing.counted.extend(JailName::new(counted));
+        } else if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+            listing.names.extend(JailName::new(file_name));
         }
     }
-    Ok(names)
+    Ok(())
 }
 
-fn read(path: &Path) -> Result<Option<Vec<u8>>> {
-    use std::io::Read;
-    let file = match std::fs::File::open(path) {
-        Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(None),
-        other => other.with_context(|| format!("open {}", path.display()))?,
-    };
-    let mut text = Vec::with_capacity(RECORD_BYTES_USUAL);
-    file.take(RECORD_BYTES_MAX).read_to_end(&mut text).with_context(|| format!("read {}", path.display()))?;
-    Ok(Some(text))
+fn directory(path: &Path) -> Result<Arc<OwnedFd>> {
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let opened = rustix::fs::open(path, flags, Mode::empty());
+    opened.map(Arc::new).with_context(|| format!("open {}", path.display()))
+}
+
+/// All of a short regular file, mostly by one read: what it gives less than asked for is the end.
+fn whole(mut file: File) -> std::io::Result<Vec<u8>> {
+    let mut text = vec![0; RECORD_BYTES_USUAL];
+    let length = file.read(&mut text)?;
+    text.truncate(length);
+    if length == RECORD_BYTES_USUAL {
+        file.take(RECORD_BYTES_MAX).read_to_end(&mut text)?;
+    }
+    Ok(text)
 }
 
 /// Tells ext4 that what lies in the directory has nothing in common, so that each jail's files go

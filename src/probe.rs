@@ -11,9 +11,9 @@ use rustix::fs::{Mode, OFlags};
 use crate::cores;
 use crate::desired::HostConfig;
 use crate::jail::{JailName, Settings};
-use crate::journal::{Journal, lock};
+use crate::journal::{Journal, Listing, lock};
 use crate::limits::{Cgroup, Hierarchies};
-use crate::live::{Exit, JailState, Live, LiveJail, Process, Record};
+use crate::live::{Exit, JailState, Live, LiveJail, Process, Record, Restarts};
 use crate::network::{self, Observed};
 use crate::root;
 use crate::step::Phase;
@@ -27,15 +27,15 @@ const OWN_LINK: &[u8] = network::HOST_LINK_PREFIX.as_bytes();
 
 /// One look at everything.
 pub fn probe(journal: &Journal, host: &HostConfig, hierarchies: &Hierarchies) -> Result<Live> {
-    let names = journal.names()?;
+    let listing = journal.listing()?;
     let now_ms = crate::journal::now_ms();
-    let mut jails = jails(journal, host, hierarchies, &names)?;
+    let mut jails = jails(journal, host, hierarchies, &listing)?;
     let refused = hierarchies.refused();
     let ground = root::volume::ground(&journal.paths.state);
     if ground.project.is_ok() {
         find_counted(&mut jails, &journal.paths.state);
     }
-    Ok(Live { jails, layers: layers(&journal.paths.state)?, bridges: bridges(), refused, ground, now_ms })
+    Ok(Live { jails, layers: layers(&journal.paths.state)?, refused, ground, now_ms })
 }
 
 /// All jails, on all cores. The dump of links is begun beside them rather than when the first
@@ -44,10 +44,16 @@ fn jails(
     journal: &Journal,
     host: &HostConfig,
     hierarchies: &Hierarchies,
-    names: &[JailName],
+    listing: &Listing,
 ) -> Result<BTreeMap<JailName, LiveJail>> {
+    let names = &listing.names;
     let look = |name: &JailName| match journal.record(name) {
-        Ok(record) => look(journal, host, hierarchies, name, record),
+        Ok(record) => {
+            let seen = look(journal, host, hierarchies, name, record)?;
+            let counted = listing.counted.contains(name);
+            let restarts = if counted { journal.restarts(name)? } else { Restarts::default() };
+            Ok(LiveJail { restarts, ..seen })
+        }
         // That jail alone is set apart; the others are not to suffer from it.
         Err(error) => Ok(LiveJail { unreadable: Some(format!("{error:#}")), ..LiveJail::default() }),
     };
@@ -85,6 +91,7 @@ pub fn one(
     name: &JailName,
 ) -> Result<LiveJail> {
     let mut jail = look(journal, host, hierarchies, name, journal.record(name)?)?;
+    jail.restarts = journal.restarts(name)?;
     if has_link(&jail) {
         observe_link(&mut jail, &network::observe()?);
     }
@@ -122,7 +129,6 @@ fn look_once(
     let volume = root::volume::held(&journal.paths.state, name)?;
     let mut jail = LiveJail {
         held: journal.held(name),
-        restarts: journal.restarts(name)?,
         has_data: volume.is_some(),
         volume,
         ..LiveJail::default()
@@ -192,8 +198,10 @@ pub fn state(record: &Record, exit: Option<&Exit>) -> JailState {
     if let Some(exit) = exit {
         return if settled { JailState::Exited(exit.clone()) } else { JailState::Partial };
     }
-    let alive = |process: Option<Process>| process.is_some_and(process::alive);
-    match (settled, alive(record.init), alive(record.keeper)) {
+    let parent = record.init.and_then(process::parent);
+    // The keeper is the init's parent as long as it runs: one look at the init tells of both.
+    let kept = |keeper: Process| parent == Some(keeper.pid) || process::alive(keeper);
+    match (settled, parent.is_some(), record.keeper.is_some_and(kept)) {
         // Or it has ended just now, and the keeper is about to write how, and rings then.
         (true, _, true) => JailState::Up,
         (true, true, false) => JailState::Orphaned,
@@ -255,9 +263,9 @@ fn layers(state: &Path) -> Result<BTreeSet<String>> {
         .collect())
 }
 
-/// Bridges by their sysfs directories; none when /sys is not there. The jails' own links are
-/// none, and many.
-fn bridges() -> BTreeSet<String> {
+/// Bridges that exist, by their sysfs directories; none when /sys is not there. The jails' own
+/// links are none, and many.
+pub fn bridges() -> BTreeSet<String> {
     let Ok(entries) = std::fs::read_dir("/sys/class/net") else { return BTreeSet::new() };
     entries
         .filter_map(Result::ok)

@@ -276,9 +276,9 @@ impl Look {
             .filter_map(|wanted| network::spec(&wanted.jail, &self.host.config))
             .map(|spec| spec.bridge)
             .collect();
-        for bridge in &self.live.bridges {
-            if !wanted.contains(bridge) && network::is_unused_bridge(bridge)? {
-                found.insert(Garbage::Bridge(bridge.clone()), 0);
+        for bridge in probe::bridges() {
+            if !wanted.contains(&bridge) && network::is_unused_bridge(&bridge)? {
+                found.insert(Garbage::Bridge(bridge), 0);
             }
         }
         Ok(())

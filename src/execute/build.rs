@@ -105,7 +105,7 @@ fn in_jail(host: &Host, spec: &Spec, limit: Duration, progress: Progress<'_>) ->
 /// The process beside the jail, with the lines' output as its own.
 fn start(host: &Host, spec: &Spec, limit: Duration) -> Result<Program> {
     let (ours, theirs) = socket::pair()?;
-    let mut command = Command::new(format!("/proc/self/fd/{}", host.program.as_raw_fd()));
+    let mut command = Command::new(format!("/proc/self/fd/{}", host.program()?.as_raw_fd()));
     command.arg0(BUILDER_NAME).env_clear().current_dir("/").stdin(Stdio::from(theirs));
     let program = Program::start_talking(command, "build", Instant::now() + limit)?;
     let message = serde_json::to_vec(spec).context("write the specification")?;

@@ -21,5 +21,5 @@ pub fn run_lines(host: &Host, jail: &Jail, record: &Record) -> Result<()> {
 /// One command.
 pub fn run(host: &Host, jail: &Jail, record: &Record, argv: Vec<String>) -> Result<()> {
     let visit = Visit::new(record, &host.config.cgroup, argv)?;
-    inside::send(&host.program, &visit, Duration::from_millis(jail.exec.timeout))
+    inside::send(host.program()?, &visit, Duration::from_millis(jail.exec.timeout))
 }

@@ -74,9 +74,7 @@ pub struct Host {
     pub journal: Journal,
     pub config: HostConfig,
     pub hierarchies: Hierarchies,
-    /// This program, on a detached read-only mount, so that a jail's pid 1 leads back to nothing
-    /// that can be written (CVE-2019-5736).
-    pub program: OwnedFd,
+    program: OnceLock<OwnedFd>,
     bridges: Mutex<BTreeSet<String>>,
     ground: OnceLock<Ground>,
 }
@@ -95,7 +93,7 @@ impl Host {
         Ok(Self {
             journal: Journal::open(&config.paths)?,
             hierarchies: Hierarchies::detect()?,
-            program: own_program()?,
+            program: OnceLock::new(),
             bridges: Mutex::new(BTreeSet::new()),
             ground: OnceLock::new(),
             config,
@@ -105,6 +103,17 @@ impl Host {
     /// What volumes can be here; looked at when the first jail asks.
     pub fn ground(&self) -> &Ground {
         self.ground.get_or_init(|| root::volume::ground(&self.journal.paths.state))
+    }
+
+    /// This program, on a detached read-only mount, so that a jail's pid 1 leads back to nothing
+    /// that can be written (CVE-2019-5736). Made when it is first asked for: who only looks does
+    /// not wait for the kernel to take a mount away again.
+    pub fn program(&self) -> Result<&OwnedFd> {
+        if self.program.get().is_none() {
+            // Another thread's may come first, and is as good.
+            let _ = self.program.set(own_program()?);
+        }
+        self.program.get().context("open this program")
     }
 
     /// Makes the bridge once a pass.

@@ -170,7 +170,7 @@ impl Start<'_> {
     fn create(&mut self) -> Result<()> {
         let hello = Hello { protocol: PROTOCOL, spec: self.spec()? };
         let instance = self.instance.take().ok_or_else(|| anyhow!("the jail is not claimed"))?;
-        let socket = keeper::spawn(&self.host.program, &hello, &instance)?;
+        let socket = keeper::spawn(self.host.program()?, &hello, &instance)?;
         match keeper::answer(socket.as_fd())? {
             Answer::Created { keeper, init, .. } => {
                 self.record.keeper = Some(keeper);

@@ -7,6 +7,7 @@ use nix::errno::Errno;
 
 use super::HOST_LINK_PREFIX;
 use super::message::{self, Link};
+use crate::cores;
 use crate::jail::Network;
 use crate::sys::netlink::{Netlink, refusal};
 
@@ -22,18 +23,26 @@ pub struct Observed {
 }
 
 /// All jails' links, by the name of the host end. One list of links, then one question for each
-/// jail: the kernel answers for another namespace by the number the host knows it under. Links
-/// of namespaces without a process are left out.
+/// jail, on all cores: the kernel answers for another namespace by the number the host knows it
+/// under. Links of namespaces without a process are left out.
 pub fn observe() -> Result<BTreeMap<String, Observed>> {
-    let mut netlink = Netlink::open()?;
-    let mut links = netlink.dump(&message::list_veths(), Link::read)?;
+    let mut links = Netlink::open()?.dump(&message::list_veths(), Link::read)?;
     links.retain(is_host_end);
+    let each = cores::shares(&links, observe_each);
+    each.into_iter().try_fold(BTreeMap::new(), |mut all, more| {
+        all.extend(more?);
+        Ok(all)
+    })
+}
+
+fn observe_each(links: &[Link]) -> Result<Vec<(String, Observed)>> {
+    let mut netlink = Netlink::open()?;
     let mut bridges = BTreeMap::new();
-    let mut observed = BTreeMap::new();
+    let mut observed = Vec::with_capacity(links.len());
     for link in links {
-        let Some(addresses) = addresses(&mut netlink, &link)? else { continue };
+        let Some(addresses) = addresses(&mut netlink, link)? else { continue };
         let bridge = bridge(&netlink, &mut bridges, link.controller)?;
-        observed.insert(link.name, Observed { addresses, bridge, up: link.running });
+        observed.push((link.name.clone(), Observed { addresses, bridge, up: link.running }));
     }
     Ok(observed)
 }

@@ -100,7 +100,15 @@ pub fn open(process: Process) -> Option<OwnedFd> {
 
 /// Whether that very process still runs (a zombie counts as gone).
 pub fn alive(process: Process) -> bool {
-    stat(process.pid).is_ok_and(|(state, start)| start == process.start_time && state != 'Z' && state != 'X')
+    parent(process).is_some()
+}
+
+/// The number of the parent of that very process, if it still runs; 0 when it cannot be seen from
+/// here. A process whose parent has ended, zombie or not, has another one.
+pub fn parent(process: Process) -> Option<i32> {
+    let found = stat(process.pid).ok()?;
+    let same = found.start_time == process.start_time && !matches!(found.state, b'Z' | b'X');
+    same.then_some(found.parent)
 }
 
 /// `pid` with its start time, so that it can be told from a later process of the same number.
@@ -109,25 +117,34 @@ pub fn identify(pid: i32) -> Result<Process> {
 }
 
 fn start_time(pid: i32) -> Result<u64> {
-    stat(pid).map(|(_, start)| start)
+    stat(pid).map(|found| found.start_time)
 }
 
-/// State letter and start time, fields 3 and 22 of proc_pid_stat(5).
-fn stat(pid: i32) -> Result<(char, u64)> {
+/// Fields 3, 4 and 22 of proc_pid_stat(5).
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct Stat {
+    state: u8,
+    parent: i32,
+    start_time: u64,
+}
+
+fn stat(pid: i32) -> Result<Stat> {
     let path = format!("/proc/{pid}/stat");
-    let mut text = String::with_capacity(STAT_BYTES_MAX);
-    let open = File::open(&path).with_context(|| format!("open {path}"))?;
-    // Its size says 0: without the limit the standard library would feel its way by 32 bytes.
-    let limit = STAT_BYTES_MAX as u64;
-    open.take(limit).read_to_string(&mut text).with_context(|| format!("read {path}"))?;
-    parse_stat(&text).ok_or_else(|| anyhow!("read {path}: not the format of proc_pid_stat(5)"))
+    let mut text = [0; STAT_BYTES_MAX];
+    let mut open = File::open(&path).with_context(|| format!("open {path}"))?;
+    // All of it comes with one read, or the process has ended.
+    let length = open.read(&mut text).with_context(|| format!("read {path}"))?;
+    parse_stat(&text[..length]).ok_or_else(|| anyhow!("read {path}: not the format of proc_pid_stat(5)"))
 }
 
-/// The command's name may hold blanks and brackets, so the fields are counted from its last bracket.
-pub(crate) fn parse_stat(text: &str) -> Option<(char, u64)> {
-    let mut fields = text.get(text.rfind(')')? + 1..)?.split_ascii_whitespace();
-    let state = fields.next()?.chars().next()?;
-    Some((state, fields.nth(18)?.parse().ok()?))
+/// The command's name may hold blanks, brackets and any other byte, so the fields are counted from
+/// its last bracket.
+pub(crate) fn parse_stat(text: &[u8]) -> Option<Stat> {
+    let after = text.iter().rposition(|byte| *byte == b')')? + 1;
+    let mut fields = std::str::from_utf8(&text[after..]).ok()?.split_ascii_whitespace();
+    let state = *fields.next()?.as_bytes().first()?;
+    let parent = fields.next()?.parse().ok()?;
+    Some(Stat { state, parent, start_time: fields.nth(17)?.parse().ok()? })
 }
 
 /// Takes from a child what a service manager gave to the daemon alone: that the kernel's killer
@@ -359,10 +376,12 @@ mod tests {
     #[test]
     fn stat_survives_any_name() {
         let tail = "S 1 1 1 0 -1 4194560 1 2 3 4 5 6 7 8 20 0 1 0 4242 1 2 3";
-        for name in ["x", "a b", "a) R 1", "((", ")"] {
-            assert_eq!(parse_stat(&format!("7 ({name}) {tail}")), Some(('S', 4242)), "{name}");
+        let expect = Some(Stat { state: b'S', parent: 1, start_time: 4242 });
+        for name in [&b"x"[..], b"a b", b"a) R 1", b"((", b")", b"\xff"] {
+            let text = [b"7 (", name, b") ", tail.as_bytes()].concat();
+            assert_eq!(parse_stat(&text), expect, "{}", name.escape_ascii());
         }
-        assert_eq!(parse_stat("7 (x"), None);
+        assert_eq!(parse_stat(b"7 (x"), None);
     }
 
     #[test]
@@ -371,6 +390,7 @@ mod tests {
         assert!(alive(me) && open(me).is_some());
         let other = Process { start_time: me.start_time + 1, ..me };
         assert!(!alive(other) && open(other).is_none());
+        assert_eq!(parent(me), Some(std::os::unix::process::parent_id().cast_signed()));
     }
 
     #[test]

@@ -139,10 +139,12 @@ fn look_once(
         }
         return Ok(jail);
     };
-    let exit = journal.exit(record)?;
-    jail.state = state(record, exit.as_ref());
+    let parent = record.init.and_then(process::parent);
+    // How it ended is written when its init has gone, and looked at after that.
+    let exit = if parent.is_none() { journal.exit(record)? } else { None };
+    jail.state = state(record, parent, exit.as_ref());
     jail.exit = exit.filter(|_| !record.was_asked());
-    if jail.state == JailState::Up && record.init.is_some_and(process::alive) {
+    if jail.state == JailState::Up && parent.is_some() {
         let cgroup = Cgroup::open(&hierarchies.at(&record.cgroup_base)?, &host.cgroup, name.as_str())?;
         jail.observed = cgroup.observe(&record.settings)?;
         if cgroup.frozen()? {
@@ -189,8 +191,8 @@ fn wants_link(settings: &Settings) -> bool {
     settings.get("network.mode").is_some_and(|mode| mode == "vnet")
 }
 
-/// What a record and the processes it names amount to.
-pub fn state(record: &Record, exit: Option<&Exit>) -> JailState {
+/// What a record and the processes it names amount to; `parent` is its init's, if that runs.
+fn state(record: &Record, parent: Option<i32>, exit: Option<&Exit>) -> JailState {
     let settled = record.phase == Phase::Up && !record.stopping;
     if record.stopping && record.phase == Phase::Release {
         return JailState::Down;
@@ -198,7 +200,6 @@ pub fn state(record: &Record, exit: Option<&Exit>) -> JailState {
     if let Some(exit) = exit {
         return if settled { JailState::Exited(exit.clone()) } else { JailState::Partial };
     }
-    let parent = record.init.and_then(process::parent);
     // The keeper is the init's parent as long as it runs: one look at the init tells of both.
     let kept = |keeper: Process| parent == Some(keeper.pid) || process::alive(keeper);
     match (settled, parent.is_some(), record.keeper.is_some_and(kept)) {
@@ -306,7 +307,7 @@ mod tests {
                 hooks_done: BTreeSet::new(),
                 instead_of: None,
             };
-            state(&record, exit)
+            state(&record, record.init.and_then(process::parent), exit)
         };
         for (phase, stopping, init, keeper, exit, expect) in [
             (Phase::Up, false, me, me, None, JailState::Up),

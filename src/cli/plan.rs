@@ -37,10 +37,14 @@ pub fn plan(options: &Options, only: &[String]) -> Result<i32> {
     } else {
         output::text(&passed.plan.text(output::colour(&std::io::stdout())));
     }
-    if diagnostic::has_errors(&passed.diagnostics) {
-        return Ok(INVALID);
-    }
-    Ok(if passed.plan.is_empty() { DONE } else { CHANGES })
+    let status = match () {
+        () if diagnostic::has_errors(&passed.diagnostics) => INVALID,
+        () if passed.plan.is_empty() => DONE,
+        () => CHANGES,
+    };
+    // The program ends here: to take a thousand jails apart before that would be for nothing.
+    std::mem::forget(passed);
+    Ok(status)
 }
 
 pub fn apply(options: &Options, only: &[String], no_restart: bool) -> Result<i32> {

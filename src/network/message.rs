@@ -4,7 +4,7 @@
 use std::net::IpAddr;
 use std::os::fd::{AsRawFd, BorrowedFd};
 
-use netlink_packet_core::{NLM_F_CREATE, NLM_F_EXCL, NLM_F_REPLACE, NlaBuffer, NlasIterator};
+use netlink_packet_core::{NLM_F_CREATE, NLM_F_EXCL, NLM_F_REPLACE};
 use netlink_packet_route::AddressFamily;
 use netlink_packet_route::RouteNetlinkMessage as Message;
 use netlink_packet_route::address::{AddressAttribute, AddressFlags, AddressMessage, AddressScope};
@@ -244,29 +244,48 @@ impl Link {
             running: flags.contains(LinkFlags::Up | LinkFlags::LowerUp),
             ..Self::default()
         };
-        for nla in NlasIterator::new(payload.get(LINK_HEADER_BYTES..)?) {
-            link.take(&nla.ok()?);
+        for (kind, value) in Attributes(payload.get(LINK_HEADER_BYTES..)?) {
+            link.take(kind, value);
         }
         Some(link)
     }
 
-    fn take(&mut self, nla: &NlaBuffer<&[u8]>) {
-        let value = nla.value();
-        match nla.kind() {
+    fn take(&mut self, kind: u16, value: &[u8]) {
+        match kind {
             IFLA_ADDRESS => self.mac = value.to_vec(),
             IFLA_IFNAME => self.name = text(value),
             IFLA_IFALIAS => self.alias = text(value),
             IFLA_LINK => self.peer = number(value),
             IFLA_MASTER => self.controller = number(value),
             IFLA_LINK_NETNSID => self.nsid = number(value).map(u32::cast_signed),
-            IFLA_LINKINFO => self.kind = kind(value).unwrap_or_default(),
+            IFLA_LINKINFO => self.kind = info_kind(value).unwrap_or_default(),
             _ => {}
         }
     }
 }
 
-fn kind(value: &[u8]) -> Option<String> {
-    NlasIterator::new(value).flatten().find(|nla| nla.kind() == IFLA_INFO_KIND).map(|nla| text(nla.value()))
+fn info_kind(value: &[u8]) -> Option<String> {
+    Attributes(value).find(|(kind, _)| *kind == IFLA_INFO_KIND).map(|(_, value)| text(value))
+}
+
+/// The attributes of a message, each with its kind, up to the first that does not fit: `struct
+/// nlattr` of linux/netlink.h. A list of a thousand links has some fifty thousand.
+struct Attributes<'a>(&'a [u8]);
+
+const ATTRIBUTE_HEADER_BYTES: usize = 4;
+/// Two bits of the kind say how the value is written.
+const ATTRIBUTE_KIND_MASK: u16 = 0x3fff;
+
+impl<'a> Iterator for Attributes<'a> {
+    type Item = (u16, &'a [u8]);
+
+    fn next(&mut self) -> Option<Self::Item> {
+        let [a, b, c, d] = *self.0.first_chunk()?;
+        let length = usize::from(u16::from_ne_bytes([a, b]));
+        let value = self.0.get(ATTRIBUTE_HEADER_BYTES..length)?;
+        self.0 = self.0.get(length.next_multiple_of(ATTRIBUTE_HEADER_BYTES)..).unwrap_or_default();
+        Some((u16::from_ne_bytes([c, d]) & ATTRIBUTE_KIND_MASK, value))
+    }
 }
 
 const IFA_ADDRESS: u16 = 1;
@@ -280,11 +299,10 @@ pub fn read_address(payload: &[u8], index: u32) -> Option<Network> {
         return None;
     }
     let (mut local, mut other) = (None, None);
-    for nla in NlasIterator::new(payload.get(ADDRESS_HEADER_BYTES..)?) {
-        let nla = nla.ok()?;
-        match nla.kind() {
-            IFA_LOCAL => local = ip(nla.value()),
-            IFA_ADDRESS => other = ip(nla.value()),
+    for (kind, value) in Attributes(payload.get(ADDRESS_HEADER_BYTES..)?) {
+        match kind {
+            IFA_LOCAL => local = ip(value),
+            IFA_ADDRESS => other = ip(value),
             _ => {}
         }
     }

@@ -22,6 +22,7 @@ use sha2::{Digest, Sha256};
 
 use crate::desired::HostConfig;
 use crate::jail::{Jail, JailName, Network, NetworkMode};
+use crate::template::hex;
 
 pub use bridge::{ensure_bridge, is_unused_bridge, remove_bridge_if_unused};
 pub use link::{configure, connect, disconnect, readdress, rejoin};
@@ -96,7 +97,7 @@ fn routes(jail: &Jail, bridge: &[Network]) -> Vec<IpAddr> {
 /// The host end's name: `sj` and 12 hexadecimal digits, the same on every host and at every start.
 pub fn host_link(name: &JailName) -> String {
     let digest = digest("link", name.as_str());
-    digest[..6].iter().fold(HOST_LINK_PREFIX.to_owned(), |text, byte| text + &format!("{byte:02x}"))
+    HOST_LINK_PREFIX.to_owned() + &hex(&digest[..6])
 }
 
 /// The address of a jail that names none: locally administered, made from the name.

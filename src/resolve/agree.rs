@@ -132,6 +132,9 @@ fn bridge(draft: &Draft, host: &HostConfig, found: &mut Vec<Diagnostic>) {
 /// Default routes: one of each family, each reachable from an address of the jail.
 fn gateways(draft: &Draft, found: &mut Vec<Diagnostic>) {
     let list: Vec<IpAddr> = read(&draft.settings, "network.gateway");
+    if list.is_empty() {
+        return;
+    }
     let addresses = addresses(&draft.settings);
     let mut families = BTreeSet::new();
     for (index, gateway) in list.iter().enumerate() {

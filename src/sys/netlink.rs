@@ -11,7 +11,7 @@ use std::os::fd::{AsFd, BorrowedFd};
 use anyhow::{Context, Result, bail};
 use netlink_packet_core::{
     NLM_F_ACK, NLM_F_ACK_TLVS, NLM_F_CAPPED, NLM_F_DUMP, NLM_F_DUMP_INTR, NLM_F_REQUEST, NLMSG_DONE,
-    NLMSG_ERROR, NLMSG_OVERRUN, NetlinkBuffer, NetlinkMessage, NlasIterator,
+    NLMSG_ERROR, NLMSG_OVERRUN, NetlinkBuffer, NetlinkSerializable, NlasIterator,
 };
 use netlink_packet_route::RouteNetlinkMessage;
 use netlink_sys::protocols::NETLINK_ROUTE;
@@ -242,14 +242,19 @@ fn retry<T>(mut call: impl FnMut() -> io::Result<T>) -> io::Result<T> {
     }
 }
 
+/// Adds one message, its header as linux/netlink.h has it: the crate's own would want a copy of
+/// the whole message.
 fn append(datagram: &mut Vec<u8>, request: &Request, flags: u16, sequence: u32) {
-    let mut message = NetlinkMessage::from(request.message.clone());
-    message.header.flags = NLM_F_REQUEST | flags | request.flags;
-    message.header.sequence_number = sequence;
-    message.finalize();
+    let length = HEADER_BYTES + request.message.buffer_len();
     let start = datagram.len();
-    datagram.resize(start + message.buffer_len().next_multiple_of(ALIGN), 0);
-    message.serialize(&mut datagram[start..]);
+    datagram.resize(start + length.next_multiple_of(ALIGN), 0);
+    let (header, body) = datagram[start..].split_at_mut(HEADER_BYTES);
+    let written = u32::try_from(length).expect("a request is short");
+    header[..4].copy_from_slice(&written.to_ne_bytes());
+    header[4..6].copy_from_slice(&request.message.message_type().to_ne_bytes());
+    header[6..8].copy_from_slice(&(NLM_F_REQUEST | flags | request.flags).to_ne_bytes());
+    header[8..12].copy_from_slice(&sequence.to_ne_bytes());
+    request.message.serialize(&mut body[..length - HEADER_BYTES]);
 }
 
 /// One message of an answer.

@@ -3,7 +3,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use anyhow::Result;
+use anyhow::{Result, bail};
 
 use crate::desired::{Desired, Paths};
 use crate::diagnostic::Diagnostic;
@@ -14,6 +14,9 @@ use crate::live::Live;
 use crate::plan::{self, Action, ActionKind, Plan};
 use crate::probe;
 use crate::source::{self, Known};
+
+/// Looks at a host's file that is written each time between its reading and that of the others.
+const TRIES_MAX: usize = 5;
 
 /// What a caller asks of one pass.
 pub struct PassOptions<'a> {
@@ -74,38 +77,63 @@ pub fn all_down(paths: &Paths, options: &PassOptions<'_>) -> Result<Passed> {
 fn carry_out(
     paths: &Paths,
     options: &PassOptions<'_>,
-    known: Option<&mut Known>,
+    mut known: Option<&mut Known>,
     planner: &dyn Fn(&Desired, &Live) -> Plan,
 ) -> Result<Passed> {
-    // Read under the lock: what was read before another pass had its turn is of the past.
-    let before = source::host(paths);
-    let apply = options.apply && before.broken.is_none();
-    let _lock = if apply { Some(lock::all(&before.paths, options.waiting)?) } else { None };
-    let (mut desired, diagnostics) = match known {
-        Some(known) => source::load_again(paths, known),
-        None => source::load(paths),
-    };
-    let apply = apply && desired.host.broken.is_none();
-    let host = Host::look(desired.host.clone())?;
-    if apply {
-        execute::snapshot::settle_all(&host);
+    for _ in 0..TRIES_MAX {
+        let host = Host::look(source::host(paths))?;
+        let apply = options.apply && host.config.broken.is_none();
+        let _lock = if apply { Some(lock::all(&host.journal.paths, options.waiting)?) } else { None };
+        if apply {
+            execute::snapshot::settle_all(&host);
+        }
+        // Read under the lock: what was read before another pass had its turn is of the past.
+        let (loaded, live) = look(paths, known.as_deref_mut(), &host)?;
+        if loaded.0.host == host.config {
+            return act(&host, loaded, live, options, apply, planner);
+        }
     }
-    let mut live = probe::probe(&host.journal, &host.config, &host.hierarchies)?;
+    bail!("read stockade.toml: it changes all the time")
+}
+
+fn act(
+    host: &Host,
+    (mut desired, diagnostics): (Desired, Vec<Diagnostic>),
+    mut live: Live,
+    options: &PassOptions<'_>,
+    apply: bool,
+    planner: &dyn Fn(&Desired, &Live) -> Plan,
+) -> Result<Passed> {
     execute::account(&host.journal, &desired, &mut live, apply)?;
     let mut plan = planner(&desired, &live);
     let mut failures = BTreeMap::new();
     if apply {
         (options.planned)(&plan);
         execute::clear_unrecorded(&host.journal, &desired, &live);
-        let unbuilt = execute::layers_of(&host, &desired, &plan);
+        let unbuilt = execute::layers_of(host, &desired, &plan);
         if !unbuilt.is_empty() {
             leave_alone(&mut desired, &unbuilt);
             plan = planner(&desired, &live);
         }
-        failures = execute::execute(&host, &desired, &plan, options.progress);
+        failures = execute::execute(host, &desired, &plan, options.progress);
         failures.extend(unbuilt.into_iter().map(|(name, why)| (name, Outcome::Failed(why))));
     }
     Ok(Passed { diagnostics, desired, live, plan, failures, applied: apply })
+}
+
+/// What is wanted and what is, found side by side: neither alone keeps all cores busy.
+fn look(paths: &Paths, known: Option<&mut Known>, host: &Host) -> Result<((Desired, Vec<Diagnostic>), Live)> {
+    let probe = || probe::probe(&host.journal, &host.config, &host.hierarchies);
+    std::thread::scope(|scope| {
+        let beside = std::thread::Builder::new().spawn_scoped(scope, probe);
+        let loaded = match known {
+            Some(known) => source::load_again(paths, known),
+            None => source::load(paths),
+        };
+        // Without a thread it is done afterwards.
+        let live = beside.map_or_else(|_| probe(), |thread| thread.join().expect("a panic ends the program"));
+        Ok((loaded, live?))
+    })
 }
 
 /// After a pass: takes the snapshots that are due. No lock but the jail's own is held for it, for

@@ -127,12 +127,8 @@ fn look_once(
     record: Option<&Record>,
 ) -> Result<LiveJail> {
     let volume = root::volume::held(&journal.paths.state, name)?;
-    let mut jail = LiveJail {
-        held: journal.held(name),
-        has_data: volume.is_some(),
-        volume,
-        ..LiveJail::default()
-    };
+    let mut jail =
+        LiveJail { held: journal.held(name), has_data: volume.is_some(), volume, ..LiveJail::default() };
     let Some(record) = record else {
         if runs_unrecorded(journal, host, hierarchies, name)? {
             jail.state = JailState::Up;

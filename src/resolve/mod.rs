@@ -163,7 +163,7 @@ fn first_errors(found: &mut Vec<Diagnostic>) -> BTreeMap<PathBuf, String> {
 }
 
 /// Flags go above stockade.toml, and that above what is built in.
-fn host_config(given: &Paths, host: &RawHost) -> HostConfig {
+pub fn host_config(given: &Paths, host: &RawHost) -> HostConfig {
     let choose = |flag: &Path, key: Option<&PathBuf>, default: &str| {
         if flag.as_os_str().is_empty() {
             key.cloned().unwrap_or_else(|| PathBuf::from(default))

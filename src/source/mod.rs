@@ -133,9 +133,13 @@ pub fn load_text(paths: &Paths, name: &JailName, text: &str) -> (Desired, Vec<Di
 
 /// The host's own keys alone, with their defaults where its file is absent or has errors.
 pub fn host(paths: &Paths) -> HostConfig {
+    let config = config(paths);
+    let guard = Guard::strict();
     let mut texts = Texts::default();
-    texts.host(&config(paths).join("stockade.toml"), Guard::strict());
-    resolve::resolve(parse(paths, texts)).0.host
+    if directory(config, guard).is_ok() {
+        texts.host(&config.join("stockade.toml"), guard);
+    }
+    resolve::host_config(paths, &raw_host(&mut texts))
 }
 
 /// The host's file and the templates, as far as they are there.
@@ -272,23 +276,16 @@ pub fn parse(paths: &Paths, texts: Texts) -> Input {
 }
 
 /// The same, and takes note of what the definitions hold.
-fn parse_again(paths: &Paths, texts: Texts, known: Option<&mut Known>) -> Input {
+fn parse_again(paths: &Paths, mut texts: Texts, known: Option<&mut Known>) -> Input {
     let mut input = Input {
         paths: paths.clone(),
+        host: raw_host(&mut texts),
         refused: texts.refused,
         broken_templates: texts.broken_templates,
         diagnostics: texts.diagnostics,
         complete: texts.complete,
         ..Input::default()
     };
-    if let Some((file, text)) = &texts.host {
-        let (host, found) = definition::parse_host(file, text);
-        input.host = host;
-        input.diagnostics.extend(found);
-    }
-    if let Some(why) = texts.host_refused {
-        input.host = RawHost { broken: Some(why), ..RawHost::default() };
-    }
     let parsed = cores::map(&texts.definitions, Definition::parse);
     if let Some(known) = known {
         note(&texts.definitions, &parsed, known);
@@ -302,6 +299,17 @@ fn parse_again(paths: &Paths, texts: Texts, known: Option<&mut Known>) -> Input 
         parse_template(texts, &mut input);
     }
     input
+}
+
+/// The host's file; what is wrong with it goes to the other diagnostics.
+fn raw_host(texts: &mut Texts) -> RawHost {
+    if let Some(why) = texts.host_refused.take() {
+        return RawHost { broken: Some(why), ..RawHost::default() };
+    }
+    let Some((file, text)) = &texts.host else { return RawHost::default() };
+    let (host, found) = definition::parse_host(file, text);
+    texts.diagnostics.extend(found);
+    host
 }
 
 /// Takes note of the definitions that were read, and of those that are gone.

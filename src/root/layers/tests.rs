@@ -75,7 +75,8 @@ fn two_builders_of_one_layer_build_once() {
         }
     });
     assert_eq!(built.load(Ordering::SeqCst), 1);
-    assert_eq!(fs::read_dir(state.join("layers")).expect("a directory").count(), 1);
+    // The layer, and the manifest beside it.
+    assert_eq!(fs::read_dir(state.join("layers")).expect("a directory").count(), 2);
 }
 
 #[test]

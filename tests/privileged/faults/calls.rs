@@ -28,7 +28,7 @@ const NAMES: &[(&str, i64)] = table!(
     SYS_seccomp SYS_sendfile SYS_sendmsg SYS_sendto SYS_setdomainname SYS_setgroups
     SYS_sethostname SYS_setns SYS_setpgid SYS_setresgid SYS_setresuid SYS_setsid SYS_setsockopt
     SYS_shutdown SYS_signalfd4 SYS_socket SYS_socketpair SYS_statfs SYS_statx SYS_symlink
-    SYS_symlinkat SYS_sysinfo SYS_umask SYS_umount2 SYS_uname SYS_unlink SYS_unlinkat SYS_unshare
+    SYS_symlinkat SYS_umask SYS_umount2 SYS_uname SYS_unlink SYS_unlinkat SYS_unshare
     SYS_utimensat SYS_vfork SYS_wait4 SYS_waitid SYS_write SYS_writev
 );
 

@@ -76,8 +76,11 @@ impl StateMachineTest for Site {
         }
         let gone = site.machine.stockade(&["apply"]);
         assert!(gone.status.success(), "the last apply: {}", said(&gone));
-        let left: Vec<_> =
-            std::fs::read_dir(site.machine.run_dir().join("jails")).unwrap().flatten().collect();
+        let left: Vec<_> = std::fs::read_dir(site.machine.run_dir().join("jails"))
+            .unwrap()
+            .flatten()
+            .filter(|entry| entry.path().is_dir())
+            .collect();
         if !left.is_empty() {
             let files =
                 |entry: &DirEntry| format!("{}: {:?}", entry.path().display(), editors::names(&entry.path()));

@@ -2,8 +2,9 @@
 //! plan, act. `apply` calls it once, the daemon once per wake-up.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
 
-use anyhow::{Result, bail};
+use anyhow::{Result, bail, ensure};
 
 use crate::desired::{Desired, Paths};
 use crate::diagnostic::Diagnostic;
@@ -17,6 +18,10 @@ use crate::source::{self, Known};
 
 /// Looks at a host's file that is written each time between its reading and that of the others.
 const TRIES_MAX: usize = 5;
+
+/// Editors and git take a file away before they put the new one in its place: a definition that is
+/// gone is looked for once more, this much later, before its jail is.
+const AWAY: Duration = Duration::from_millis(150);
 
 /// What a caller asks of one pass.
 pub struct PassOptions<'a> {
@@ -90,7 +95,7 @@ fn carry_out(
         // Read under the lock: what was read before another pass had its turn is of the past.
         let (loaded, live) = look(paths, known.as_deref_mut(), &host)?;
         if loaded.0.host == host.config {
-            return act(&host, loaded, live, options, apply, planner);
+            return act(&host, paths, loaded, live, options, apply, planner);
         }
     }
     bail!("read stockade.toml: it changes all the time")
@@ -98,7 +103,8 @@ fn carry_out(
 
 fn act(
     host: &Host,
-    (mut desired, diagnostics): (Desired, Vec<Diagnostic>),
+    paths: &Paths,
+    (mut desired, mut diagnostics): (Desired, Vec<Diagnostic>),
     mut live: Live,
     options: &PassOptions<'_>,
     apply: bool,
@@ -106,6 +112,13 @@ fn act(
 ) -> Result<Passed> {
     execute::account(&host.journal, &desired, &mut live, apply)?;
     let mut plan = planner(&desired, &live);
+    if apply && plan.actions.iter().any(|action| action.kind == ActionKind::Remove) {
+        std::thread::sleep(AWAY);
+        ((desired, diagnostics), live) = look(paths, None, host)?;
+        ensure!(desired.host == host.config, "read stockade.toml: it changes just now");
+        execute::account(&host.journal, &desired, &mut live, apply)?;
+        plan = planner(&desired, &live);
+    }
     let mut failures = BTreeMap::new();
     if apply {
         (options.planned)(&plan);

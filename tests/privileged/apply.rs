@@ -86,3 +86,17 @@ fn twenty_jails_start_and_stop_together() {
     let running = machine.ls().values().filter(|item| item["state"] == "running").count();
     assert_eq!(running, 20);
 }
+
+#[test]
+fn a_file_that_is_away_for_a_moment_is_not_gone() {
+    let Some(machine) = Machine::new() else { return };
+    machine.jail("a", SLEEP);
+    machine.good(&["apply"]);
+    let pid = machine.pid("a");
+    machine.remove("a");
+    let mut apply = machine.command(&["apply"]).spawn().unwrap();
+    std::thread::sleep(std::time::Duration::from_millis(80));
+    machine.jail("a", SLEEP);
+    assert!(apply.wait().unwrap().success());
+    assert_eq!(machine.pid("a"), pid);
+}

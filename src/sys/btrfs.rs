@@ -5,6 +5,8 @@ use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd};
 use std::os::unix::ffi::OsStrExt;
 
+use super::checked;
+
 const RESIZE: libc::Ioctl = 0x5000_9403;
 const SUBVOL_CREATE: libc::Ioctl = 0x5000_940e;
 const SNAP_DESTROY: libc::Ioctl = 0x5000_940f;
@@ -83,21 +85,21 @@ pub enum Counting {
 pub fn create(directory: BorrowedFd<'_>, name: &OsStr) -> io::Result<()> {
     let arguments = named(name)?;
     // SAFETY: the kernel reads one valid `btrfs_ioctl_vol_args`.
-    checked(unsafe { libc::ioctl(directory.as_raw_fd(), SUBVOL_CREATE, &raw const *arguments) })
+    checked(unsafe { libc::ioctl(directory.as_raw_fd(), SUBVOL_CREATE, &raw const *arguments) }).map(drop)
 }
 
 /// Deletes the subvolume `name` of an open directory, whatever is in it.
 pub fn destroy(directory: BorrowedFd<'_>, name: &OsStr) -> io::Result<()> {
     let arguments = named(name)?;
     // SAFETY: the kernel reads one valid `btrfs_ioctl_vol_args`.
-    checked(unsafe { libc::ioctl(directory.as_raw_fd(), SNAP_DESTROY, &raw const *arguments) })
+    checked(unsafe { libc::ioctl(directory.as_raw_fd(), SNAP_DESTROY, &raw const *arguments) }).map(drop)
 }
 
 /// Makes the whole file system of an open file, on its one device, this large.
 pub fn resize(file: BorrowedFd<'_>, bytes: u64) -> io::Result<()> {
     let arguments = named(OsStr::new(&format!("1:{bytes}")))?;
     // SAFETY: the kernel reads one valid `btrfs_ioctl_vol_args`.
-    checked(unsafe { libc::ioctl(file.as_raw_fd(), RESIZE, &raw const *arguments) })
+    checked(unsafe { libc::ioctl(file.as_raw_fd(), RESIZE, &raw const *arguments) }).map(drop)
 }
 
 fn named(name: &OsStr) -> io::Result<Box<Named>> {
@@ -130,14 +132,14 @@ pub fn limit(file: BorrowedFd<'_>, subvolume: u64, bytes: Option<u64>) -> io::Re
         reserved: [0; 2],
     };
     // SAFETY: the kernel reads one valid `btrfs_ioctl_qgroup_limit_args`.
-    checked(unsafe { libc::ioctl(file.as_raw_fd(), QGROUP_LIMIT, &raw const limit) })
+    checked(unsafe { libc::ioctl(file.as_raw_fd(), QGROUP_LIMIT, &raw const limit) }).map(drop)
 }
 
 /// Removes the quota group that a deleted subvolume has left.
 pub fn forget(file: BorrowedFd<'_>, subvolume: u64) -> io::Result<()> {
     let arguments = Create { create: 0, group: subvolume };
     // SAFETY: the kernel reads one valid `btrfs_ioctl_qgroup_create_args`.
-    checked(unsafe { libc::ioctl(file.as_raw_fd(), QGROUP_CREATE, &raw const arguments) })
+    checked(unsafe { libc::ioctl(file.as_raw_fd(), QGROUP_CREATE, &raw const arguments) }).map(drop)
 }
 
 /// Whether, and how, the file system of an open file counts.
@@ -192,10 +194,6 @@ fn search(file: BorrowedFd<'_>, kind: u32, group: u64) -> io::Result<Option<Vec<
 fn word(item: &[u8], index: usize) -> Option<u64> {
     let bytes = item.get(index * 8..index * 8 + 8)?;
     Some(u64::from_le_bytes(bytes.try_into().expect("eight bytes")))
-}
-
-fn checked(returned: i32) -> io::Result<()> {
-    if returned < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
 
 #[cfg(test)]

@@ -3,6 +3,8 @@
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd};
 
+use super::checked;
+
 const EXT4_IOC_RESIZE_FS: libc::Ioctl = 0x4008_6610;
 const XFS_IOC_FSGEOMETRY: libc::Ioctl = 0x8100_587e_u32 as libc::Ioctl;
 const XFS_IOC_FSGROWFSDATA: libc::Ioctl = 0x4010_586e;
@@ -28,7 +30,7 @@ pub fn ext4(file: BorrowedFd<'_>, bytes: u64) -> io::Result<()> {
     let block = u64::try_from(rustix::fs::fstatfs(file)?.f_bsize).unwrap_or(4096).max(1);
     let blocks = bytes / block;
     // SAFETY: the kernel reads one number.
-    checked(unsafe { libc::ioctl(file.as_raw_fd(), EXT4_IOC_RESIZE_FS, &raw const blocks) })
+    checked(unsafe { libc::ioctl(file.as_raw_fd(), EXT4_IOC_RESIZE_FS, &raw const blocks) }).map(drop)
 }
 
 /// Grows the xfs that `file` is on.
@@ -39,11 +41,7 @@ pub fn xfs(file: BorrowedFd<'_>, bytes: u64) -> io::Result<()> {
     let blocks = bytes / u64::from(geometry.block_size.max(1));
     let growth = Growth { blocks, inode_percent_max: geometry.inode_percent_max, padding: 0 };
     // SAFETY: the kernel reads one valid `xfs_growfs_data`.
-    checked(unsafe { libc::ioctl(file.as_raw_fd(), XFS_IOC_FSGROWFSDATA, &raw const growth) })
-}
-
-fn checked(returned: i32) -> io::Result<()> {
-    if returned < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+    checked(unsafe { libc::ioctl(file.as_raw_fd(), XFS_IOC_FSGROWFSDATA, &raw const growth) }).map(drop)
 }
 
 #[cfg(test)]

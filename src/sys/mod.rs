@@ -14,3 +14,8 @@ pub mod netlink;
 pub mod process;
 pub mod quota;
 pub mod socket;
+
+/// What a call of the C library gave, or the error that errno holds.
+fn checked(returned: i32) -> std::io::Result<i32> {
+    if returned < 0 { Err(std::io::Error::last_os_error()) } else { Ok(returned) }
+}

@@ -4,6 +4,8 @@
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd};
 
+use super::checked;
+
 const PRJQUOTA: u32 = 2;
 const Q_GETQUOTA: u32 = 0x80_0007;
 const Q_SETQUOTA: u32 = 0x80_0008;
@@ -105,7 +107,7 @@ pub fn give(file: BorrowedFd<'_>, project: u32, inherit: bool) -> io::Result<()>
         wanted.flags |= FS_XFLAG_PROJINHERIT;
     }
     // SAFETY: the kernel reads one valid `fsxattr`.
-    checked(unsafe { libc::ioctl(file.as_raw_fd(), FS_IOC_FSSETXATTR, &raw const wanted) })
+    checked(unsafe { libc::ioctl(file.as_raw_fd(), FS_IOC_FSSETXATTR, &raw const wanted) }).map(drop)
 }
 
 fn attributes(file: BorrowedFd<'_>) -> io::Result<Attributes> {
@@ -113,10 +115,6 @@ fn attributes(file: BorrowedFd<'_>) -> io::Result<Attributes> {
     // SAFETY: the kernel writes one `fsxattr` to the valid place it is given.
     checked(unsafe { libc::ioctl(file.as_raw_fd(), FS_IOC_FSGETXATTR, &raw mut found) })?;
     Ok(found)
-}
-
-fn checked(returned: i32) -> io::Result<()> {
-    if returned < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
 
 #[cfg(test)]

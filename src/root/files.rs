@@ -1,9 +1,8 @@
 //! The files stockade owns inside a jail's root: writes them whole, and sees when they were changed.
 //!
-//! The root is given by descriptor, and is best the jail's merged root, `/proc/PID/root`. The bare
-//! upper directory of a stopped jail goes through [`write_upper`], which knows what the layers
-//! below it hold. No path leaves the root or enters another mount, and no link is followed at a
-//! file's own name. Files are not synced: each start writes them anew.
+//! The root is given by descriptor: the jail's merged root, `/proc/PID/root`. No path leaves it or
+//! enters another mount, and no link is followed at a file's own name. Files are not synced: each
+//! start writes them anew.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::{OsStr, OsString};
@@ -17,7 +16,6 @@ use anyhow::{Context, ensure};
 use rustix::fs::{AtFlags, FileType, Gid, Mode, OFlags, Stat, Uid};
 use sha2::{Digest, Sha256};
 
-use super::upper;
 use crate::desired::RootFile;
 use crate::live::FileStamp;
 use crate::sys::file;
@@ -48,44 +46,19 @@ pub fn write(
     files: &[RootFile],
     first_id: u32,
 ) -> anyhow::Result<BTreeMap<PathBuf, FileStamp>> {
-    write_each(files, first_id, |directory| parent(root, directory, first_id))
-}
-
-/// Writes `files` into the `upper` directory of a jail that is not running, so that they show in
-/// the root merged from it and `layers`, topmost first. Links of the layers are followed, and
-/// directories that hide one of the layers get its mode and owner.
-pub fn write_upper(
-    upper: BorrowedFd<'_>,
-    layers: &[PathBuf],
-    files: &[RootFile],
-    first_id: u32,
-) -> anyhow::Result<BTreeMap<PathBuf, FileStamp>> {
-    let merged = upper::Merged::open(upper, layers, first_id)?;
-    write_each(files, first_id, |directory| merged.directory(directory))
-}
-
-fn write_each(
-    files: &[RootFile],
-    first_id: u32,
-    parent: impl Fn(&Path) -> anyhow::Result<OwnedFd>,
-) -> anyhow::Result<BTreeMap<PathBuf, FileStamp>> {
     let mut stamps = BTreeMap::new();
     for file in files {
         let stamp =
-            write_one(file, first_id, &parent).with_context(|| format!("write {}", file.target.display()))?;
+            write_one(root, file, first_id).with_context(|| format!("write {}", file.target.display()))?;
         stamps.insert(file.target.clone(), stamp);
     }
     Ok(stamps)
 }
 
-fn write_one(
-    file: &RootFile,
-    first_id: u32,
-    parent: impl Fn(&Path) -> anyhow::Result<OwnedFd>,
-) -> anyhow::Result<FileStamp> {
+fn write_one(root: BorrowedFd<'_>, file: &RootFile, first_id: u32) -> anyhow::Result<FileStamp> {
     ensure!(file.uid < IDS && file.gid < IDS, "its owner is outside of the jail's {IDS} ids");
     let name = file.target.file_name().context("it has no name")?;
-    let directory = parent(file.target.parent().unwrap_or(Path::new("/")))?;
+    let directory = parent(root, file.target.parent().unwrap_or(Path::new("/")), first_id)?;
     let (mut new, new_name) = create_beside(&directory, name)?;
     let stamp = fill(&mut new, file, first_id).and_then(|()| {
         rustix::fs::renameat(&directory, &new_name, &directory, name).context("rename into place")?;

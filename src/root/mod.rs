@@ -18,7 +18,6 @@ pub mod pack;
 pub mod removal;
 pub mod sides;
 pub mod snapshot;
-mod upper;
 pub mod view;
 pub mod volume;
 

@@ -3,90 +3,35 @@
 //! each entry is replaced at once and no directory changes.
 
 mod below;
+mod budget;
+mod metadata;
 
 use std::ffi::{OsStr, OsString};
 use std::fs::File;
 use std::io::{self, Read};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Component, Path, PathBuf};
-use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail, ensure};
-use rustix::fs::{AtFlags, FileType, Gid, Mode, OFlags, Timespec, Timestamps, Uid, XattrFlags};
+use rustix::fs::{AtFlags, FileType, Mode, OFlags};
 use rustix::io::Errno;
 
 use crate::root::files;
 use crate::sys::file;
 use below::Below;
+use metadata::{chown_link, finish, finish_link, own, set_attributes, times};
 
-/// Entries of one layer.
-pub const ENTRIES_MAX: u64 = 2_000_000;
-/// Bytes of one layer, zeros of sparse files counted.
-pub const BYTES_MAX: u64 = 64 << 30;
+pub use budget::{BUILD_TIME_MAX, BYTES_MAX, Budget, ENTRIES_MAX};
+pub use metadata::{Attribute, Metadata};
+
 /// Components of one path.
 pub const DEPTH_MAX: usize = 128;
 /// Bytes of one path or link target, PATH_MAX without its end.
 pub const PATH_BYTES_MAX: usize = 4095;
 /// Bytes of one component, NAME_MAX.
 pub const NAME_BYTES_MAX: usize = 255;
-/// How long one layer may take to build.
-pub const BUILD_TIME_MAX: Duration = Duration::from_mins(30);
-/// More than anybody waits for.
-const BOUNDLESS_TIME: Duration = Duration::from_hours(24 * 365);
-/// The largest owner; a jail's range of ids ends there.
-pub const ID_MAX: u64 = 65_535;
 /// Bytes copied between two looks at the clock.
 const CHUNK: u64 = 4 << 20;
-
-/// What one layer may still use up.
-#[derive(Debug)]
-pub struct Budget {
-    pub entries: u64,
-    pub bytes: u64,
-    pub deadline: Instant,
-}
-
-impl Default for Budget {
-    fn default() -> Self {
-        Self { entries: ENTRIES_MAX, bytes: BYTES_MAX, deadline: Instant::now() + BUILD_TIME_MAX }
-    }
-}
-
-impl Budget {
-    pub fn entry(&mut self) -> anyhow::Result<()> {
-        ensure!(self.entries > 0, "more than {ENTRIES_MAX} entries");
-        self.entries -= 1;
-        self.in_time()
-    }
-
-    pub fn bytes(&mut self, count: u64) -> anyhow::Result<()> {
-        ensure!(count <= self.bytes, "more than {BYTES_MAX} bytes");
-        self.bytes -= count;
-        self.in_time()
-    }
-
-    /// For what a person copies and looks on: it ends when they say so.
-    pub fn boundless() -> Self {
-        Self { entries: u64::MAX, bytes: u64::MAX, deadline: Instant::now() + BOUNDLESS_TIME }
-    }
-
-    fn in_time(&self) -> anyhow::Result<()> {
-        ensure!(!crate::execute::interrupted(), "interrupted");
-        ensure!(Instant::now() < self.deadline, "takes more than {} s", BUILD_TIME_MAX.as_secs());
-        Ok(())
-    }
-}
-
-/// Owner, mode and time of an entry; ids are those inside a jail.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Metadata {
-    /// Permission bits with setuid, setgid and sticky.
-    pub mode: u32,
-    pub uid: u64,
-    pub gid: u64,
-    /// Seconds and nanoseconds since the epoch.
-    pub mtime: (i64, u32),
-}
 
 /// What a regular file holds: `parts` of it, offset and length in ascending order, come from
 /// `data` one after the other, and the rest are holes.
@@ -95,9 +40,6 @@ pub struct Contents<'d> {
     pub parts: Vec<(u64, u64)>,
     pub data: &'d mut dyn Read,
 }
-
-/// Name and value of an extended attribute.
-pub type Attribute = (String, Vec<u8>);
 
 pub struct Tree {
     root: OwnedFd,
@@ -459,48 +401,4 @@ fn is_directory(parent: BorrowedFd<'_>, name: &OsStr) -> anyhow::Result<bool> {
         Err(Errno::NOENT) => Ok(false),
         Err(error) => Err(error).context("stat"),
     }
-}
-
-fn ids(metadata: Metadata) -> anyhow::Result<(Uid, Gid)> {
-    let id = |id: u64| {
-        ensure!(id <= ID_MAX, "its owner {id} is outside of a jail's ids, 0 to {ID_MAX}");
-        u32::try_from(id).context("an id")
-    };
-    Ok((Uid::from_raw(id(metadata.uid)?), Gid::from_raw(id(metadata.gid)?)))
-}
-
-/// The owner first: changing it takes setuid and setgid away.
-fn own(entry: impl AsFd, metadata: Metadata) -> anyhow::Result<()> {
-    let (uid, gid) = ids(metadata)?;
-    rustix::fs::fchown(&entry, Some(uid), Some(gid)).context("chown")?;
-    rustix::fs::fchmod(&entry, Mode::from(metadata.mode & 0o7777)).context("chmod")
-}
-
-fn set_attributes(entry: impl AsFd, attributes: &[Attribute]) -> anyhow::Result<()> {
-    for (name, value) in attributes {
-        rustix::fs::fsetxattr(&entry, name, value, XattrFlags::empty())
-            .with_context(|| format!("set the attribute {name}"))?;
-    }
-    Ok(())
-}
-
-fn chown_link(parent: BorrowedFd<'_>, name: &OsStr, metadata: Metadata) -> anyhow::Result<()> {
-    let (uid, gid) = ids(metadata)?;
-    rustix::fs::chownat(parent, name, Some(uid), Some(gid), AtFlags::SYMLINK_NOFOLLOW).context("chown")
-}
-
-fn finish_link(parent: BorrowedFd<'_>, name: &OsStr, metadata: Metadata) -> anyhow::Result<()> {
-    chown_link(parent, name, metadata)?;
-    let times = times(metadata.mtime);
-    rustix::fs::utimensat(parent, name, &times, AtFlags::SYMLINK_NOFOLLOW).context("set times")
-}
-
-fn finish(file: &File, metadata: Metadata) -> anyhow::Result<()> {
-    own(file, metadata)?;
-    rustix::fs::futimens(file, &times(metadata.mtime)).context("set times")
-}
-
-fn times((seconds, nanoseconds): (i64, u32)) -> Timestamps {
-    let time = Timespec { tv_sec: seconds, tv_nsec: nanoseconds.into() };
-    Timestamps { last_access: time, last_modification: time }
 }

@@ -1,0 +1,69 @@
+//! What an entry has besides its contents, and setting it.
+
+use std::ffi::OsStr;
+use std::fs::File;
+use std::os::fd::{AsFd, BorrowedFd};
+
+use anyhow::{Context, ensure};
+use rustix::fs::{AtFlags, Gid, Mode, Timespec, Timestamps, Uid, XattrFlags};
+
+/// The largest owner; a jail's range of ids ends there.
+const ID_MAX: u64 = 65_535;
+
+/// Owner, mode and time of an entry; ids are those inside a jail.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Metadata {
+    /// Permission bits with setuid, setgid and sticky.
+    pub mode: u32,
+    pub uid: u64,
+    pub gid: u64,
+    /// Seconds and nanoseconds since the epoch.
+    pub mtime: (i64, u32),
+}
+
+/// Name and value of an extended attribute.
+pub type Attribute = (String, Vec<u8>);
+
+fn ids(metadata: Metadata) -> anyhow::Result<(Uid, Gid)> {
+    let id = |id: u64| {
+        ensure!(id <= ID_MAX, "its owner {id} is outside of a jail's ids, 0 to {ID_MAX}");
+        u32::try_from(id).context("an id")
+    };
+    Ok((Uid::from_raw(id(metadata.uid)?), Gid::from_raw(id(metadata.gid)?)))
+}
+
+/// The owner first: changing it takes setuid and setgid away.
+pub fn own(entry: impl AsFd, metadata: Metadata) -> anyhow::Result<()> {
+    let (uid, gid) = ids(metadata)?;
+    rustix::fs::fchown(&entry, Some(uid), Some(gid)).context("chown")?;
+    rustix::fs::fchmod(&entry, Mode::from(metadata.mode & 0o7777)).context("chmod")
+}
+
+pub fn set_attributes(entry: impl AsFd, attributes: &[Attribute]) -> anyhow::Result<()> {
+    for (name, value) in attributes {
+        rustix::fs::fsetxattr(&entry, name, value, XattrFlags::empty())
+            .with_context(|| format!("set the attribute {name}"))?;
+    }
+    Ok(())
+}
+
+pub fn chown_link(parent: BorrowedFd<'_>, name: &OsStr, metadata: Metadata) -> anyhow::Result<()> {
+    let (uid, gid) = ids(metadata)?;
+    rustix::fs::chownat(parent, name, Some(uid), Some(gid), AtFlags::SYMLINK_NOFOLLOW).context("chown")
+}
+
+pub fn finish_link(parent: BorrowedFd<'_>, name: &OsStr, metadata: Metadata) -> anyhow::Result<()> {
+    chown_link(parent, name, metadata)?;
+    let times = times(metadata.mtime);
+    rustix::fs::utimensat(parent, name, &times, AtFlags::SYMLINK_NOFOLLOW).context("set times")
+}
+
+pub fn finish(file: &File, metadata: Metadata) -> anyhow::Result<()> {
+    own(file, metadata)?;
+    rustix::fs::futimens(file, &times(metadata.mtime)).context("set times")
+}
+
+pub fn times((seconds, nanoseconds): (i64, u32)) -> Timestamps {
+    let time = Timespec { tv_sec: seconds, tv_nsec: nanoseconds.into() };
+    Timestamps { last_access: time, last_modification: time }
+}

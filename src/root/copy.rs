@@ -22,6 +22,7 @@ use rustix::io::Errno;
 use super::removal;
 use crate::sys::file;
 pub use ahead::{Ahead, ahead};
+use entry::Pair;
 pub use owners::Owners;
 
 /// Entries of one tree.
@@ -95,7 +96,8 @@ pub fn one(
     let mut copy = Copy::new(reopen(to_directory)?, owners, progress);
     // Its other names are not part of the copy.
     stat.st_nlink = 1;
-    copy.entry(&reopen(from_directory)?, from_name, &reopen(to_directory)?, to_name, &stat)?;
+    let (from, to) = (reopen(from_directory)?, reopen(to_directory)?);
+    copy.entry(Pair { from: &from, name: from_name, to: &to, to_name }, &stat)?;
     Ok(copy.copied)
 }
 
@@ -144,7 +146,8 @@ impl<'p> Copy<'p> {
             let stat = rustix::fs::statat(&from, &name, AtFlags::SYMLINK_NOFOLLOW)
                 .with_context(|| format!("stat {shown}"))?;
             if !FileType::from_raw_mode(stat.st_mode).is_dir() {
-                self.entry(&from, &name, &to, &name, &stat).with_context(|| format!("copy {shown}"))?;
+                let pair = Pair { from: &from, name: &name, to: &to, to_name: &name };
+                self.entry(pair, &stat).with_context(|| format!("copy {shown}"))?;
                 continue;
             }
             ensure!(levels.len() < DEPTH_MAX, "copy {shown}: more than {DEPTH_MAX} directories deep");
@@ -169,14 +172,8 @@ impl<'p> Copy<'p> {
     }
 
     /// Copies anything but a directory, or gives the copy that is there another name.
-    fn entry(
-        &mut self,
-        from: &OwnedFd,
-        name: &OsStr,
-        to: &OwnedFd,
-        to_name: &OsStr,
-        stat: &Stat,
-    ) -> anyhow::Result<()> {
+    fn entry(&mut self, pair: Pair<'_>, stat: &Stat) -> anyhow::Result<()> {
+        let Pair { to, to_name, .. } = pair;
         let key = (stat.st_dev, stat.st_ino);
         #[allow(clippy::useless_conversion)]
         let links = u64::from(stat.st_nlink);
@@ -193,9 +190,9 @@ impl<'p> Copy<'p> {
         };
         match FileType::from_raw_mode(stat.st_mode) {
             _ if is_there => {}
-            FileType::RegularFile => self.file(from, name, to, to_name)?,
-            FileType::Symlink => entry::link(from, name, to, to_name, stat, self.owners)?,
-            _ => entry::node(from, name, to, to_name, stat, self.owners)?,
+            FileType::RegularFile => self.file(pair)?,
+            FileType::Symlink => entry::link(pair, stat, self.owners)?,
+            _ => entry::node(pair, stat, self.owners)?,
         }
         if links > 1 { self.remember(key, links - 1, to, to_name) } else { Ok(()) }
     }
@@ -228,8 +225,8 @@ impl<'p> Copy<'p> {
         Ok(())
     }
 
-    fn file(&mut self, from: &OwnedFd, name: &OsStr, to: &OwnedFd, to_name: &OsStr) -> anyhow::Result<()> {
-        let (source, target, stat) = entry::open_both(from, name, to, to_name)?;
+    fn file(&mut self, pair: Pair<'_>) -> anyhow::Result<()> {
+        let (source, target, stat) = entry::open_both(pair)?;
         let size = u64::try_from(stat.st_size).unwrap_or(0);
         if size > 0 && file::clone_blocks(&source, &target) {
             let data = u64::try_from(stat.st_blocks).unwrap_or(0) * 512;

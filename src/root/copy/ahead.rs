@@ -11,6 +11,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use anyhow::Result;
 use rustix::fs::{AtFlags, FileType, Mode, OFlags, Stat};
 
+use super::entry::Pair;
 use super::{CHILD, Copied, Copy, Owners, Progress, kept_name, names, reopen, up};
 use crate::sys::file;
 
@@ -89,7 +90,7 @@ impl Walk<'_> {
         let mut alone = stat;
         alone.st_nlink = 1;
         let into = reopen(self.into.as_fd())?;
-        let copied = self.copy.entry(at, name, &into, kept, &alone);
+        let copied = self.copy.entry(Pair { from: at, name, to: &into, to_name: kept }, &alone);
         let same = rustix::fs::statat(at, name, AtFlags::SYMLINK_NOFOLLOW)
             .is_ok_and(|now| changed(&now) == changed(&stat) && (now.st_dev, now.st_ino) == key);
         if copied.is_ok() && same {

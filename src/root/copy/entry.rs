@@ -16,13 +16,17 @@ use crate::sys::file;
 /// Bytes copied between two words of progress.
 const CHUNK: u64 = 8 << 20;
 
+/// An entry of the tree and the place of its copy: a directory and a name in it, for each.
+#[derive(Clone, Copy)]
+pub struct Pair<'p> {
+    pub from: &'p OwnedFd,
+    pub name: &'p OsStr,
+    pub to: &'p OwnedFd,
+    pub to_name: &'p OsStr,
+}
+
 /// Opens a regular file of the tree and an empty one for its copy.
-pub fn open_both(
-    from: &OwnedFd,
-    name: &OsStr,
-    to: &OwnedFd,
-    to_name: &OsStr,
-) -> anyhow::Result<(File, File, Stat)> {
+pub fn open_both(Pair { from, name, to, to_name }: Pair<'_>) -> anyhow::Result<(File, File, Stat)> {
     // What took its place since is not waited for.
     let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::NOATIME;
     let source = rustix::fs::openat(from, name, flags | OFlags::CLOEXEC, Mode::empty()).context("open")?;
@@ -76,31 +80,18 @@ fn piece(
     Ok(())
 }
 
-pub fn link(
-    from: &OwnedFd,
-    name: &OsStr,
-    to: &OwnedFd,
-    to_name: &OsStr,
-    stat: &Stat,
-    owners: Owners,
-) -> anyhow::Result<()> {
-    let target = rustix::fs::readlinkat(from, name, Vec::new()).context("read link")?;
-    rustix::fs::symlinkat(OsString::from_vec(target.into_bytes()), to, to_name).context("make link")?;
-    like_by_path(from, name, to, to_name, stat, owners)
+pub fn link(pair: Pair<'_>, stat: &Stat, owners: Owners) -> anyhow::Result<()> {
+    let target = rustix::fs::readlinkat(pair.from, pair.name, Vec::new()).context("read link")?;
+    rustix::fs::symlinkat(OsString::from_vec(target.into_bytes()), pair.to, pair.to_name)
+        .context("make link")?;
+    like_by_path(pair, stat, owners)
 }
 
 /// Device nodes, whiteouts, FIFOs and sockets.
-pub fn node(
-    from: &OwnedFd,
-    name: &OsStr,
-    to: &OwnedFd,
-    to_name: &OsStr,
-    stat: &Stat,
-    owners: Owners,
-) -> anyhow::Result<()> {
+pub fn node(pair: Pair<'_>, stat: &Stat, owners: Owners) -> anyhow::Result<()> {
     let kind = FileType::from_raw_mode(stat.st_mode);
-    rustix::fs::mknodat(to, to_name, kind, Mode::empty(), stat.st_rdev).context("make node")?;
-    like_by_path(from, name, to, to_name, stat, owners)
+    rustix::fs::mknodat(pair.to, pair.to_name, kind, Mode::empty(), stat.st_rdev).context("make node")?;
+    like_by_path(pair, stat, owners)
 }
 
 /// Owner, attributes, mode and times, in this order: a new owner takes set-id bits and
@@ -122,14 +113,8 @@ pub fn like(from: BorrowedFd<'_>, to: BorrowedFd<'_>, stat: &Stat, owners: Owner
 }
 
 /// The same for what cannot be opened, or would act when it is.
-fn like_by_path(
-    from: &OwnedFd,
-    name: &OsStr,
-    to: &OwnedFd,
-    to_name: &OsStr,
-    stat: &Stat,
-    owners: Owners,
-) -> anyhow::Result<()> {
+fn like_by_path(pair: Pair<'_>, stat: &Stat, owners: Owners) -> anyhow::Result<()> {
+    let Pair { from, name, to, to_name } = pair;
     let (uid, gid) = owners.of(stat)?;
     rustix::fs::chownat(to, to_name, Some(uid), Some(gid), AtFlags::SYMLINK_NOFOLLOW).context("chown")?;
     let source = open_path(from, name)?;

@@ -53,6 +53,9 @@ struct Held<'a> {
 /// Finishes or undoes what was cut off, for every jail of which nobody is at it just now.
 pub fn settle_all(host: &Host) {
     let state = &host.journal.paths.state;
+    if let Err(error) = books::clear_unwritten(state) {
+        crate::log::error(None, &format!("clear a snapshot that was cut off: {error:#}"));
+    }
     for name in books::pending_names(state).unwrap_or_default() {
         let settled = match lock::try_jail(&host.journal.paths, &name) {
             Ok(Some(_lock)) => settle(host, &name),

@@ -291,19 +291,37 @@ pub fn undo(state: &Path, name: &JailName) -> Result<()> {
 
 /// Removes what writers were killed over before they had renamed it. The caller holds the guard,
 /// under which alone these files are written.
-fn clear_cut(directory: &Path) -> Result<()> {
+fn clear_cut(directory: &Path, is_cut: fn(&str) -> bool) -> Result<()> {
     let Ok(opened) = file::open_directory(directory) else { return Ok(()) };
     for name in file::names(&opened, SNAPSHOTS_MAX).context("list a directory")? {
-        if name.to_str().is_some_and(|name| name.starts_with('.') && name.contains(".json.")) {
+        if name.to_str().is_some_and(is_cut) {
             removal::remove(&opened, &name)?;
         }
     }
     Ok(())
 }
 
+/// Of a jail's directory, which holds other things too.
+fn is_cut_json(name: &str) -> bool {
+    name.starts_with('.') && name.contains(".json.")
+}
+
+/// The same for operations that were cut off before they were written down. What is never there
+/// is looked for without the guard.
+pub fn clear_unwritten(state: &Path) -> Result<()> {
+    let directory = state.join("pending");
+    let is_cut = |name: &str| name.starts_with('.');
+    let mut entries = fs::read_dir(&directory).into_iter().flatten().flatten();
+    if !entries.any(|entry| entry.file_name().to_str().is_some_and(is_cut)) {
+        return Ok(());
+    }
+    let _guard = changes::guard(state)?;
+    clear_cut(&directory, is_cut)
+}
+
 fn end(state: &Path, name: &JailName) -> Result<()> {
-    clear_cut(&jail_directory(state, name))?;
-    clear_cut(&snapshots(state, name))?;
+    clear_cut(&jail_directory(state, name), is_cut_json)?;
+    clear_cut(&snapshots(state, name), is_cut_json)?;
     journal::remove(&pending_path(state, name.as_str()))
 }
 
@@ -389,6 +407,19 @@ mod tests {
             assert_eq!(state.join("changes/new").exists(), whole);
             assert!(pending_names(state).unwrap().is_empty());
         }
+    }
+
+    #[test]
+    fn what_was_never_written_down_is_cleared_away() {
+        let directory = tempfile::tempdir().unwrap();
+        clear_unwritten(directory.path()).unwrap();
+        fs::create_dir(directory.path().join("pending")).unwrap();
+        for name in ["web", ".web.7"] {
+            fs::write(directory.path().join("pending").join(name), "").unwrap();
+        }
+        clear_unwritten(directory.path()).unwrap();
+        assert!(directory.path().join("pending/web").exists());
+        assert!(!directory.path().join("pending/.web.7").exists());
     }
 
     #[test]

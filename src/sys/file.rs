@@ -69,9 +69,10 @@ pub fn names(directory: impl AsFd, limit: usize) -> io::Result<Vec<OsString>> {
 
 /// Takes the whole file's lock, if nobody else has it.
 pub fn try_lock(file: &File) -> io::Result<bool> {
-    match rustix::fs::flock(file, FlockOperation::NonBlockingLockExclusive) {
+    let take = || rustix::fs::flock(file, FlockOperation::NonBlockingLockExclusive);
+    match rustix::io::retry_on_intr(take) {
         Ok(()) => Ok(true),
-        Err(rustix::io::Errno::WOULDBLOCK | rustix::io::Errno::INTR) => Ok(false),
+        Err(rustix::io::Errno::WOULDBLOCK) => Ok(false),
         Err(error) => Err(error.into()),
     }
 }

@@ -41,6 +41,7 @@ fn seed() -> u64 {
 }
 
 #[test]
+#[ignore = "random steps: tests/run model"]
 fn the_machine_is_what_the_model_says() {
     let steps = number("STOCKADE_MODEL_STEPS").map_or(STEPS, |steps| u32::try_from(steps).unwrap());
     let seed = seed();

@@ -49,7 +49,10 @@ fn number(name: &str) -> Option<usize> {
     std::env::var(name).ok()?.parse().ok()
 }
 
+/// Not part of every run: which cases are met depends on how many steps there are, which depends on
+/// the machine.
 #[test]
+#[ignore = "a sample of thousands of cases: tests/run faults"]
 fn every_operation_survives_faults_at_every_step() {
     let Some(machine) = Machine::new() else { return };
     machine.host("[bridge.stockade0]\naddress = [\"10.77.0.1/24\"]\n");

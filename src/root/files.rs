@@ -14,11 +14,12 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, ensure};
 use rustix::fs::{AtFlags, FileType, Gid, Mode, OFlags, Stat, Uid};
+use rustix::io::Errno;
 use sha2::{Digest, Sha256};
 
 use crate::desired::RootFile;
 use crate::live::FileStamp;
-use crate::sys::file;
+use crate::sys::file::{self, as_owner};
 use crate::template::hex;
 
 /// Names tried for the new file beside the old one; a jail may have taken some to annoy us.
@@ -48,11 +49,22 @@ pub fn write(
 ) -> anyhow::Result<BTreeMap<PathBuf, FileStamp>> {
     let mut stamps = BTreeMap::new();
     for file in files {
-        let stamp =
-            write_one(root, file, first_id).with_context(|| format!("write {}", file.target.display()))?;
+        let stamp = write_as_needed(root, file, first_id)
+            .with_context(|| format!("write {}", file.target.display()))?;
         stamps.insert(file.target.clone(), stamp);
     }
     Ok(stamps)
+}
+
+/// In a root whose ids are mapped, that of a jail without an overlay, the host's root is nobody and
+/// can make nothing: there it is made as the jail's.
+fn write_as_needed(root: BorrowedFd<'_>, file: &RootFile, first_id: u32) -> anyhow::Result<FileStamp> {
+    let written = write_one(root, file, first_id);
+    let is_nobody = |error: &anyhow::Error| error.root_cause().downcast_ref() == Some(&Errno::OVERFLOW);
+    if written.as_ref().err().is_some_and(is_nobody) {
+        return as_owner(first_id, || write_one(root, file, first_id))?;
+    }
+    written
 }
 
 fn write_one(root: BorrowedFd<'_>, file: &RootFile, first_id: u32) -> anyhow::Result<FileStamp> {
@@ -82,7 +94,7 @@ pub(super) fn create_beside(directory: impl AsFd, name: &OsStr) -> anyhow::Resul
 /// Makes something with a name that nobody has and nobody could have guessed, and gives that name.
 pub(super) fn beside<T>(
     name: &OsStr,
-    make: impl Fn(&OsStr) -> Result<T, rustix::io::Errno>,
+    make: impl Fn(&OsStr) -> Result<T, Errno>,
 ) -> anyhow::Result<(T, OsString)> {
     let now = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
     for attempt in 0..NAMES_TRIED_MAX {
@@ -91,7 +103,7 @@ pub(super) fn beside<T>(
         digest.update(format!("{}.{} {attempt}", now.tv_sec, now.tv_nsec));
         let free = OsString::from(format!(".stockade-{}", &hex(&digest.finalize())[..16]));
         match make(&free) {
-            Err(rustix::io::Errno::EXIST) => {}
+            Err(Errno::EXIST) => {}
             other => return Ok((other?, free)),
         }
     }

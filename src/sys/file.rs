@@ -1,6 +1,6 @@
 //! Files below a root that is given by a descriptor: every path is resolved inside that root.
 //!
-//! Thin: openat2(2), flock(2), FICLONE and directory listing, each with its own name.
+//! Thin: openat2(2), flock(2), setfsuid(2), FICLONE and directory listing, each with its own name.
 
 use std::ffi::{CString, OsStr, OsString};
 use std::fs::File;
@@ -10,6 +10,7 @@ use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::Path;
 
 use rustix::fs::{CWD, Dir, FlockOperation, Mode, OFlags, ResolveFlags};
+use rustix::thread::CapabilitiesSecureBits;
 
 /// openat2(2) asks for another try when a rename raced with `..`; more than this is an attack.
 const AGAIN_MAX: u32 = 64;
@@ -20,6 +21,20 @@ pub const INSIDE: ResolveFlags = ResolveFlags::IN_ROOT.union(ResolveFlags::NO_MA
 
 /// The same, and no mount below the root is entered.
 pub const INSIDE_ONE: ResolveFlags = INSIDE.union(ResolveFlags::NO_XDEV);
+
+/// Runs `make` in this thread with `id` as the owner of what it makes, and all rights as before.
+pub fn as_owner<T>(id: u32, make: impl FnOnce() -> T) -> rustix::io::Result<T> {
+    let before = rustix::thread::capabilities_secure_bits()?;
+    // Else the rights to files would go with the user.
+    rustix::thread::set_capabilities_secure_bits(before | CapabilitiesSecureBits::NO_SETUID_FIXUP)?;
+    let user = nix::unistd::setfsuid(id.into());
+    let group = nix::unistd::setfsgid(id.into());
+    let result = make();
+    nix::unistd::setfsgid(group);
+    nix::unistd::setfsuid(user);
+    rustix::thread::set_capabilities_secure_bits(before)?;
+    Ok(result)
+}
 
 /// Opens the directory at a path of the host; a link in its last place is refused.
 pub fn open_directory(path: &Path) -> io::Result<OwnedFd> {

@@ -151,3 +151,30 @@ fn rendered_files_follow_their_variables_into_the_running_jail() {
     assert_eq!(machine.good(&["apply"]), "No changes.\n");
     assert_eq!(machine.pid("a"), pid, "nothing was restarted");
 }
+
+#[test]
+fn files_are_rendered_into_a_root_of_any_kind() {
+    let Some(machine) = Machine::new() else { return };
+    machine.write("templates/page/page.tera", "of {{ vars.word }}\n");
+    let file =
+        "[[file]]\nsource = 'page.tera'\ntarget = '/srv/deep/page'\nmode = '0640'\non_change = 'none'\n";
+    template(&machine, "page", &format!("[base]\nhost = true\n{file}"));
+    let jail = |kind: &str, word: &str| {
+        let text = SLEEP.replace("\"host\"", "\"page\"");
+        machine.jail(
+            "a",
+            &format!("root.storage = '{kind}'\nhost.hostname = '{word}'\nvars.word = '{word}'\n{text}"),
+        );
+        machine.good(&["apply"]);
+        assert_eq!(machine.good(&["apply"]), "No changes.\n", "{kind}");
+        let look = "cat /srv/deep/page; stat -c '%u:%g %a' /srv/deep/page; stat -c '%u:%g %a' /srv/deep";
+        let expect = format!("of {word}\n0:0 640\n0:0 755\n");
+        assert_eq!(machine.inside("a", look), expect, "{kind}");
+    };
+    for kind in ["directory", "overlay", "image", "tmpfs", "directory"] {
+        jail(kind, "one");
+        let pid = machine.pid("a");
+        jail(kind, "two");
+        assert_eq!(machine.pid("a"), pid, "{kind}: it is a live change");
+    }
+}

@@ -2,14 +2,15 @@
 
 use std::fs;
 use std::io;
-use std::os::fd::BorrowedFd;
-use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
+use std::os::fd::{AsFd, BorrowedFd};
+use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
 use anyhow::Context;
-use rustix::fs::{Gid, Mode, Uid};
+use rustix::fs::{Gid, Mode, RenameFlags, Uid};
 use rustix::io::Errno;
 
+use super::removal;
 use super::volume::{self, jail_directory};
 use crate::jail::JailName;
 use crate::sys::file;
@@ -39,32 +40,36 @@ pub fn prepare(state: &Path, name: &JailName, first_id: u32, counts: bool) -> an
         .create(&jails)
         .with_context(|| format!("make directory {}", jails.display()))?;
     let own_directory = jail_directory(state, name);
-    make(&own_directory, 0o700)?;
+    make(&own_directory)?;
     if counts && first_id > 0 {
         volume::count(&own_directory, first_id)?;
     }
-    make(&own.work, 0o700)?;
-    if make(&own.upper, 0o755)? {
-        std::os::unix::fs::chown(&own.upper, Some(first_id), Some(first_id))
-            .with_context(|| format!("chown {} to {first_id}", own.upper.display()))?;
+    make(&own.work)?;
+    match file::open_directory(&own.upper) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => make_upper(&own_directory, first_id)?,
+        // A link here would send the jail's writes elsewhere.
+        other => drop(other.with_context(|| format!("open {}", own.upper.display()))?),
     }
     Ok(own)
 }
 
-/// True when the directory was made now; its mode does not depend on the umask.
-fn make(path: &Path, mode: u32) -> anyhow::Result<bool> {
+/// Makes a directory of the host's own, unless it is there.
+fn make(path: &Path) -> anyhow::Result<()> {
     match fs::DirBuilder::new().mode(0o700).create(path) {
-        Ok(()) => {}
-        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
-            // A link here would send the jail's writes elsewhere.
-            file::open_directory(path).with_context(|| format!("open {}", path.display()))?;
-            return Ok(false);
-        }
-        Err(error) => return Err(error).with_context(|| format!("make directory {}", path.display())),
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => file::open_directory(path).map(drop),
+        other => other,
     }
-    fs::set_permissions(path, fs::Permissions::from_mode(mode))
-        .with_context(|| format!("chmod {}", path.display()))?;
-    Ok(true)
+    .with_context(|| format!("make directory {}", path.display()))
+}
+
+/// It has its name once it is the jail's: one that a start was cut off over would keep the jail
+/// out of its own root for ever.
+fn make_upper(jail: &Path, first_id: u32) -> anyhow::Result<()> {
+    let directory = file::open_directory(jail).with_context(|| format!("open {}", jail.display()))?;
+    removal::remove(&directory, "upper.new".as_ref())?;
+    make_directory(directory.as_fd(), "upper.new", 0o755, first_id)?;
+    rustix::fs::renameat_with(&directory, "upper.new", &directory, "upper", RenameFlags::NOREPLACE)
+        .context("rename upper.new")
 }
 
 /// Makes `upper` and `work` in an open directory, unless they are there.
@@ -113,6 +118,12 @@ mod tests {
         fs::write(own.upper.join("kept"), "x").expect("a file");
         assert_eq!(prepare(&state, &name, 1_000_000, false).expect("again"), own);
         assert!(own.upper.join("kept").exists());
+        fs::remove_dir_all(&own.upper).expect("removed");
+        fs::create_dir_all(state.join("jails/web/upper.new/cut")).expect("what was left");
+        prepare(&state, &name, 1_000_000, false).expect("finished");
+        let upper = fs::metadata(&own.upper).expect("a directory");
+        assert_eq!((upper.uid(), upper.mode() & 0o7777), (1_000_000, 0o755));
+        assert!(!own.upper.join("cut").exists());
         fs::write(state.join("jails/web/range"), "x").expect("a file");
         discard(&state, &name).expect("discarded");
         let left: Vec<_> = fs::read_dir(state.join("jails/web")).expect("a directory").collect();

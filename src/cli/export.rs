@@ -55,7 +55,8 @@ pub fn export(options: &Options, asked: &Export) -> Result<i32> {
     let (manifest, writes) = manifest(options, &host, &desired, &name)?;
     let definition = std::fs::read(&desired.jails[&name].file).context("read the definition")?;
     let progress = Progress::new(options, name.as_str(), Some(manifest.bytes))?;
-    let frozen = if runs { Some(Frozen::new(&execute::cgroup(&host, &name)?)?) } else { None };
+    let cgroup = execute::cgroup(&host, &name)?;
+    let frozen = if runs { Some(Frozen::new(&cgroup)?) } else { None };
     if let Some(writes) = &writes {
         rustix::fs::syncfs(writes).context("flush the jail's files")?;
     }
@@ -118,7 +119,8 @@ fn manifest(
     let kind = volume.as_ref().map_or(Kind::Overlay, Volume::kind);
     let shift = if wanted.jail.security.userns { first_id } else { 0 };
     let writes = volume.map(|volume| export::own_writes(&volume, shift)).transpose()?;
-    let (entries, bytes) = writes.as_ref().map(export::measure).unwrap_or_default();
+    let measured = writes.as_ref().map(export::measure).transpose().context("look at the jail's files")?;
+    let (entries, bytes) = measured.unwrap_or_default();
     let manifest = Manifest {
         schema: Manifest::schema(),
         version: env!("CARGO_PKG_VERSION").to_owned(),
@@ -136,14 +138,15 @@ fn manifest(
 
 /// A jail whose processes stand still until this is ended, or this process is, however it ends:
 /// another one waits for that.
-struct Frozen {
+struct Frozen<'c> {
+    cgroup: &'c Cgroup,
     since: Instant,
-    hold: OwnedFd,
+    hold: Option<OwnedFd>,
     thawer: OwnedFd,
 }
 
-impl Frozen {
-    fn new(cgroup: &Cgroup) -> Result<Self> {
+impl<'c> Frozen<'c> {
+    fn new(cgroup: &'c Cgroup) -> Result<Self> {
         let (wait, hold) = rustix::pipe::pipe_with(PipeFlags::CLOEXEC).context("make a pipe")?;
         match process::fork().context("fork")? {
             Cloned::Child => {
@@ -154,7 +157,7 @@ impl Frozen {
                 process::exit_now(i32::from(cgroup.thaw().is_err()))
             }
             Cloned::Parent { pidfd, .. } => {
-                let frozen = Self { since: Instant::now(), hold, thawer: pidfd };
+                let frozen = Self { cgroup, since: Instant::now(), hold: Some(hold), thawer: pidfd };
                 cgroup.freeze().context("freeze the jail")?;
                 Ok(frozen)
             }
@@ -163,11 +166,19 @@ impl Frozen {
 
     /// How long it stood still.
     fn end(self) -> Duration {
-        drop(self.hold);
-        if process::reap(self.thawer.as_fd()).is_ok_and(|ended| ended.status() != 0) {
+        let since = self.since;
+        drop(self);
+        since.elapsed()
+    }
+}
+
+impl Drop for Frozen<'_> {
+    fn drop(&mut self) {
+        self.hold = None;
+        let is_thawed = process::reap(self.thawer.as_fd()).is_ok_and(|ended| ended.status() == 0);
+        if !is_thawed && self.cgroup.thaw().is_err() {
             eprintln!("stockade: the jail could not be thawed: thaw it");
         }
-        self.since.elapsed()
     }
 }
 

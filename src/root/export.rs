@@ -1,11 +1,12 @@
 //! Writes one archive of a jail (see [`super::manifest`]), in one go, to a file or a pipe.
 
-use std::io::Write;
+use std::io::{self, Write};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 use rustix::fs::{AtFlags, FileType, OFlags};
+use rustix::io::Errno;
 use sha2::{Digest, Sha256};
 
 use super::manifest::{CHECKSUM, DEFINITION, MANIFEST, Manifest, TEMPLATES, WRITES};
@@ -66,22 +67,32 @@ pub fn shifted(directory: BorrowedFd<'_>, name: &str, first_id: u32) -> Result<O
 
 /// Entries and bytes below a directory, for a reader who wants to know what comes. What changes
 /// meanwhile is counted as it was, or not.
-pub fn measure(directory: &OwnedFd) -> (u64, u64) {
+pub fn measure(directory: &OwnedFd) -> Result<(u64, u64)> {
     let (mut entries, mut bytes) = (0, 0);
-    for name in file::names(directory, NAMES_MAX).unwrap_or_default() {
-        let Ok(stat) = rustix::fs::statat(directory, &name, AtFlags::SYMLINK_NOFOLLOW) else { continue };
+    for name in file::names(directory, NAMES_MAX).context("list a directory")? {
+        let stat = match rustix::fs::statat(directory, &name, AtFlags::SYMLINK_NOFOLLOW) {
+            Err(Errno::NOENT) => continue,
+            other => other.with_context(|| format!("stat {}", name.display()))?,
+        };
         entries += 1;
         let kind = FileType::from_raw_mode(stat.st_mode);
         if kind.is_file() {
             bytes += u64::try_from(stat.st_blocks).unwrap_or(0) * 512;
-        } else if kind.is_dir()
-            && let Ok(child) = file::open_child(directory, &name)
-        {
-            let below = measure(&child);
+        } else if kind.is_dir() {
+            let below = match file::open_child(directory, &name) {
+                // It is gone, or something else by now.
+                Err(error) if is_swapped(&error) => continue,
+                child => measure(&child.with_context(|| format!("open {}", name.display()))?)?,
+            };
             (entries, bytes) = (entries + below.0, bytes + below.1);
         }
     }
-    (entries, bytes)
+    Ok((entries, bytes))
+}
+
+fn is_swapped(error: &io::Error) -> bool {
+    let errors = [Errno::NOENT, Errno::NOTDIR, Errno::LOOP];
+    error.raw_os_error().is_some_and(|code| errors.iter().any(|errno| errno.raw_os_error() == code))
 }
 
 /// Packs all of it into `out`. `packed` is called once the jail's own writes have been read.
@@ -100,8 +111,11 @@ pub fn write(
     pack.text(Path::new(DEFINITION), export.definition)?;
     for name in &export.manifest.templates {
         let path = export.templates.join(name.as_str());
-        // The built-in template has none.
-        let Ok(directory) = file::open_directory(&path) else { continue };
+        let directory = match file::open_directory(&path) {
+            // The built-in template has none.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+            other => other.with_context(|| format!("open {}", path.display()))?,
+        };
         pack.forget_names();
         pack.directory(&directory, &Path::new(TEMPLATES).join(name.as_str()))
             .with_context(|| format!("pack {}", path.display()))?;

@@ -1,5 +1,6 @@
 //! What dies at a bad moment: apply, keepers, jails' own inits, and the whole machine.
 
+use std::process::Stdio;
 use std::time::Duration;
 
 use rustix::process::Signal;
@@ -142,6 +143,32 @@ fn a_jail_whose_run_directory_was_deleted_is_started_anew() {
     assert_eq!(machine.state_of("a"), "running");
     assert_eq!(machine.inside("a", "cat /srv/mine"), "kept\n");
     pids.into_iter().for_each(wait_gone);
+}
+
+#[test]
+fn an_export_lets_the_jail_go_on_without_its_helper() {
+    let Some(machine) = Machine::new() else { return };
+    machine.jail("a", SLEEP);
+    machine.good(&["apply"]);
+    // More than a pipe holds, and nothing that can be compressed.
+    machine.inside("a", "dd if=/dev/urandom of=/srv/big bs=64k count=64 2>/dev/null");
+    let export = || {
+        let child = machine.command(&["export", "a"]).stdout(Stdio::piped()).spawn().unwrap();
+        machine.wait_until("the jail stands still", || machine.state_of("a") == "frozen");
+        child
+    };
+    let mut child = export();
+    let children = std::fs::read_to_string(format!("/proc/{0}/task/{0}/children", child.id())).unwrap();
+    let helper = children.split_whitespace().next().expect("one that waits for its end");
+    kill(helper.parse().unwrap(), Signal::KILL);
+    std::io::copy(&mut child.stdout.take().unwrap(), &mut std::io::sink()).unwrap();
+    assert!(child.wait().unwrap().success());
+    assert_eq!(machine.state_of("a"), "running");
+    // What the helper is for.
+    let mut child = export();
+    child.kill().unwrap();
+    child.wait().unwrap();
+    machine.wait_until("the jail goes on", || machine.state_of("a") == "running");
 }
 
 #[test]

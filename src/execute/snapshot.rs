@@ -77,11 +77,7 @@ pub fn settle(host: &Host, name: &JailName) -> Result<()> {
     {
         clear_upper(&volume)?;
     }
-    let thaw = || {
-        let cgroup = super::cgroup(host, name)?;
-        if cgroup.exists() { cgroup.thaw() } else { Ok(()) }
-    };
-    books::settle(state, name, &thaw)?;
+    books::settle(state, name, &|| thaw(host, name))?;
     let own = host.journal.state_dir(name);
     // The new upper that takes the place of one that was set aside.
     if own.join("work").exists() && !own.join("upper").exists() {
@@ -89,6 +85,11 @@ pub fn settle(host: &Host, name: &JailName) -> Result<()> {
         crate::root::prepare(state, name, origin(host, name)?.first_id, counts)?;
     }
     Ok(())
+}
+
+fn thaw(host: &Host, name: &JailName) -> Result<()> {
+    let cgroup = super::cgroup(host, name)?;
+    if cgroup.exists() { cgroup.thaw() } else { Ok(()) }
 }
 
 /// Whose ids the jail's files have.
@@ -361,8 +362,11 @@ impl Held<'_> {
                 snapshot.how = if copied.shared == copied.bytes { How::Shared } else { How::Copied };
             }
             Err(error) => {
-                // The first error is the one to tell.
-                let _ = books::undo(self.state, self.name);
+                // The first error is the one to tell. A jail that still stands still is settled by
+                // the next pass.
+                if !pending.froze || thaw(self.host, self.name).is_ok() {
+                    let _ = books::undo(self.state, self.name);
+                }
                 return Err(error);
             }
         }

@@ -24,6 +24,13 @@ pub enum Style {
     Unlink,
 }
 
+impl Style {
+    /// A pass that falls in between reads an empty file, or half of the text.
+    pub fn shows_halves(self) -> bool {
+        matches!(self, Self::InPlace | Self::Halves)
+    }
+}
+
 pub const STYLES: [Style; 6] =
     [Style::InPlace, Style::Halves, Style::Rename, Style::Backup, Style::Sed, Style::Unlink];
 

@@ -48,6 +48,21 @@ pub enum Step {
     FreeDisk,
 }
 
+impl Step {
+    fn style(&self) -> Option<Style> {
+        match self {
+            Self::Write(_, _, style)
+            | Self::Break(_, _, style)
+            | Self::Batch(_, style)
+            | Self::Page(_, style)
+            | Self::BreakTemplate(style)
+            | Self::Defaults(_, style)
+            | Self::BreakHost(style) => Some(*style),
+            _ => None,
+        }
+    }
+}
+
 pub const FAULTS: [&str; 5] = [
     "[limits\n",
     "template = \"host\"\n",
@@ -159,6 +174,11 @@ impl ReferenceStateMachine for Rules {
     fn preconditions(model: &Model, step: &Step) -> bool {
         let jail = |at: usize| &model.jails[at];
         let runs = |at: usize| jail(at).running.is_some() && !model.full;
+        // Half a text is another text, and brings up a jail that has ended and was to stay so.
+        let has_ended = model.jails.iter().any(|jail| jail.ended.is_some());
+        if has_ended && step.style().is_some_and(Style::shows_halves) {
+            return false;
+        }
         match step {
             Step::SetAside(at) => jail(*at).file != File::Absent,
             Step::Rename(from, to) => {

@@ -120,18 +120,20 @@ fn in_jail(host: &Host, wanted: &DesiredJail, first_id: u32, asked: &Run) -> Res
 /// This process is the keeper: it creates, starts, relays and reaps.
 fn keep(spec: &Spec, cgroup: &Cgroup, wanted: &DesiredJail) -> Result<i32> {
     let streams = if spec.stdio == Stdio::Inherit { Some(exec::own_streams()?) } else { None };
-    // Without files to write into the root there is nothing to wait for in between.
-    let at_once = wanted.root.files.is_empty();
+    // Without files to write and a terminal to measure there is nothing to wait for in between.
+    let at_once = wanted.root.files.is_empty() && spec.stdio != Stdio::Relay;
     let created = create::create(spec, cgroup, streams, at_once)?;
-    let status = serve(spec, &created, wanted);
+    let status = serve(spec, &created, wanted, at_once);
     if status.is_err() {
         create::end(&created);
     }
     status
 }
 
-fn serve(spec: &Spec, created: &Created, wanted: &DesiredJail) -> Result<i32> {
-    if !wanted.root.files.is_empty() {
+fn serve(spec: &Spec, created: &Created, wanted: &DesiredJail, at_once: bool) -> Result<i32> {
+    let master = created.master.as_ref().map(AsFd::as_fd);
+    master.inspect(|master| terminal::copy_size(*master));
+    if !at_once {
         let init = process::identify(created.pid)?;
         root::files::write(crate::probe::root_of(init)?.as_fd(), &wanted.root.files, spec.first_id)?;
         create::order(created.channel.as_fd(), &Order::Go, &[])?;
@@ -143,8 +145,6 @@ fn serve(spec: &Spec, created: &Created, wanted: &DesiredJail) -> Result<i32> {
         }
         _ => bail!("the init died while it started the command"),
     }
-    let master = created.master.as_ref().map(AsFd::as_fd);
-    master.inspect(|master| terminal::copy_size(*master));
     terminal::relay(master, created.pidfd.as_fd(), &|number| {
         // A command that has ended needs no signal.
         let _ = process::signal(created.pidfd.as_fd(), number);

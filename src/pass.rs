@@ -123,6 +123,7 @@ fn act(
     if apply {
         (options.planned)(&plan);
         execute::clear_unrecorded(&host.journal, &desired, &live);
+        execute::clear_dead(host, &desired, &live);
         let unbuilt = execute::layers_of(host, &desired, &plan);
         if !unbuilt.is_empty() {
             leave_alone(&mut desired, &unbuilt);

@@ -217,7 +217,8 @@ impl Look {
             let Ok(name) = JailName::new(&name) else { continue };
             let recorded = self.live.jails.get(&name).is_some_and(|jail| jail.record.is_some());
             let held = self.throw_away().any(|(_, other, age)| *other == name && self.may_live(other, *age));
-            if !recorded && !held && !execute::cgroup(&self.host, &name)?.populated()? {
+            let is_up = lock::is_up(&self.host.journal.paths, &name)?;
+            if !recorded && !held && !is_up && !execute::cgroup(&self.host, &name)?.populated()? {
                 found.insert(Garbage::Cgroup(name), 0);
             }
         }
@@ -250,7 +251,7 @@ impl Look {
             }
         }
         let locks = names(&run.join("locks"))?;
-        let locked = |file: &String| JailName::new(file.strip_suffix(".up").unwrap_or(file)).ok();
+        let locked = |file: &String| JailName::new(file.strip_suffix(lock::UP).unwrap_or(file)).ok();
         for name in locks.iter().filter_map(locked) {
             if is_stranger(&name) && !lock::is_up(&self.host.journal.paths, &name)? {
                 found.insert(Garbage::Lock(name), 0);

@@ -33,9 +33,6 @@ pub fn run(options: &Options, asked: &Run) -> Result<i32> {
     let paths = &host.journal.paths;
     let slot = ids::slot(&paths.state, host.config.ids)?;
     let first_id = ids::first(host.config.ids, slot.number);
-    if asked.name.is_none() {
-        return in_jail(&host, &wanted, first_id, asked);
-    }
     let lock = lock::alone(paths, &name)?.ok_or_else(|| anyhow!("a jail named {name} runs already"))?;
     let status = in_jail(&host, &wanted, first_id, asked);
     lock::give_up(lock, paths, &name)?;

@@ -14,7 +14,7 @@ use rustix::fs::OFlags;
 use super::Host;
 use crate::desired::{Build, Desired, DesiredJail, DesiredRoot, EtcFile, Layer};
 use crate::jail::{Jail, JailName, Settings};
-use crate::journal::{ids, make_directory};
+use crate::journal::{ids, lock, make_directory};
 use crate::keeper::build::BUILDER_NAME;
 use crate::limits::{Cgroup, Needs};
 use crate::plan::Plan;
@@ -96,10 +96,14 @@ fn run(host: &Host, lines: &Build, lower: &[PathBuf], aside: &Path, progress: Pr
 fn in_jail(host: &Host, spec: &Spec, limit: Duration, progress: Progress<'_>) -> Result<()> {
     let (jail, parent) = (&spec.jail, &host.config.cgroup);
     let needs = Needs::of(jail);
+    let paths = &host.journal.paths;
+    // By which the next pass knows that this lives.
+    let instance = lock::instance(paths, &jail.name)?;
     let cgroup = Cgroup::create(&host.hierarchies, parent, jail.name.as_str(), &jail.limits, &needs)?;
     let ran = start(host, spec, limit).and_then(|program| program.finish(progress));
     let removed = cgroup.kill_all().and_then(|()| cgroup.remove());
-    ran.and(removed)
+    let unlocked = lock::give_up(instance, paths, &jail.name);
+    ran.and(removed).and(unlocked)
 }
 
 /// The process beside the jail, with the lines' output as its own.

@@ -11,6 +11,7 @@ pub mod scheduled;
 pub mod snapshot;
 mod start;
 mod stop;
+mod throw_away;
 mod update;
 mod volume;
 
@@ -37,6 +38,7 @@ pub use etc::files as etc_files;
 pub use schedule::Outcome;
 pub use start::{instance, refused, spec_of_stopped, start};
 pub use stop::{cgroup, remove_cgroup, stop};
+pub use throw_away::clear_dead;
 pub use volume::in_memory;
 
 /// Set by ctrl-C: what has begun is undone, nothing new begins.

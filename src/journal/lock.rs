@@ -17,6 +17,9 @@ use crate::jail::JailName;
 /// Attempts at a lock whose file is removed each time while it is waited for.
 const TRIES_MAX: usize = 1_000;
 
+/// The end of the name of an instance's lock.
+pub const UP: &str = ".up";
+
 /// Held as long as this lives.
 pub struct Lock {
     file: File,
@@ -80,6 +83,16 @@ pub fn is_up(paths: &Paths, name: &JailName) -> Result<bool> {
     }
 }
 
+/// Whose instances have a lock, held or not.
+pub fn instances(paths: &Paths) -> Result<Vec<JailName>> {
+    let directory = paths.run.join("locks");
+    let entries = std::fs::read_dir(&directory).with_context(|| format!("list {}", directory.display()))?;
+    let named = |entry: std::io::Result<std::fs::DirEntry>| -> Option<JailName> {
+        JailName::new(entry.ok()?.file_name().to_str()?.strip_suffix(UP)?).ok()
+    };
+    Ok(entries.filter_map(named).collect())
+}
+
 /// Removes the file of a lock together with the lock.
 pub fn give_up(lock: OwnedFd, paths: &Paths, name: &JailName) -> Result<()> {
     super::remove(&up(paths, name))?;
@@ -88,7 +101,7 @@ pub fn give_up(lock: OwnedFd, paths: &Paths, name: &JailName) -> Result<()> {
 }
 
 fn up(paths: &Paths, name: &JailName) -> PathBuf {
-    paths.run.join("locks").join(format!("{name}.up"))
+    paths.run.join("locks").join(format!("{name}{UP}"))
 }
 
 /// The lock of all changes by plan: two `apply` at once go one after the other. `waiting` is told

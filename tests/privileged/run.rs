@@ -58,6 +58,41 @@ fn run_that_is_interrupted_leaves_nothing() {
     machine.good(&["run", "--name", "r", "host", "--", "true"]);
 }
 
+/// The cgroups in which jails of this machine run, or ran.
+fn cgroups(machine: &Machine) -> usize {
+    let below = |path: std::path::PathBuf| std::fs::read_dir(path).into_iter().flatten().flatten();
+    let all = machine.cgroups().into_iter().flat_map(below);
+    all.filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir())).count()
+}
+
+#[test]
+fn what_a_killed_run_has_left_is_cleared_by_the_next_apply() {
+    let Some(machine) = Machine::new() else { return };
+    let start = || {
+        let run = machine.command(&["run", "host", "--", "sleep", "1000"]).spawn().unwrap();
+        let name = format!("run-{}", run.id());
+        let is_up =
+            || machine.cgroup_file(&name, "cgroup.procs").is_some_and(|text| text.lines().count() > 1);
+        machine.wait_until("it runs", is_up);
+        run
+    };
+    let mut killed = start();
+    killed.kill().unwrap();
+    killed.wait().unwrap();
+    let mut other = start();
+    machine.good(&["apply"]);
+    assert!(machine.cgroup_file(&format!("run-{}", killed.id()), "cgroup.procs").is_none());
+    assert!(machine.cgroup_file(&format!("run-{}", other.id()), "cgroup.procs").is_some(), "it lives");
+    assert!(other.try_wait().unwrap().is_none(), "and runs on");
+    other.kill().unwrap();
+    other.wait().unwrap();
+    assert_ne!(cgroups(&machine), 0);
+    machine.good(&["apply"]);
+    assert_eq!(cgroups(&machine), 0);
+    let locks: Vec<_> = std::fs::read_dir(machine.run_dir().join("locks")).unwrap().flatten().collect();
+    assert!(locks.is_empty(), "{locks:?}");
+}
+
 #[test]
 fn a_name_is_for_one_throw_away_jail_at_a_time() {
     let Some(machine) = Machine::new() else { return };

@@ -2,13 +2,15 @@
 //! made a template of.
 
 use std::collections::BTreeSet;
+use std::ffi::OsString;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Component, Path, PathBuf};
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use clap::Args;
 use clap_complete::ArgValueCandidates;
-use rustix::fs::{FileType, OFlags};
+use rustix::fs::{FileType, OFlags, RenameFlags};
+use rustix::io::Errno;
 use serde_json::{Value, json};
 
 use super::{DONE, Options, complete, output, snapshot};
@@ -21,7 +23,7 @@ use crate::root::copy::{self, Owners};
 use crate::root::diff::{self, Change, Kind};
 use crate::root::sides::Sides;
 use crate::root::volume::{self, Kind as Storage};
-use crate::root::{layers, snapshot as books};
+use crate::root::{layers, removal, snapshot as books};
 use crate::sys::file;
 
 #[derive(Debug, Args)]
@@ -197,7 +199,8 @@ pub fn recover(options: &Options, asked: &RecoverArgs) -> Result<i32> {
     Ok(DONE)
 }
 
-/// Links on the way are followed as the jail would, inside; the last one is not.
+/// Links on the way are followed as the jail would, inside; the last one is not. It has its name
+/// once all of it is there.
 fn one(root: &OwnedFd, path: &Path, to: &OwnedFd, owners: Owners) -> Result<copy::Copied> {
     let name = path.file_name().filter(|_| path.components().next_back() != Some(Component::ParentDir));
     let name = name.ok_or_else(|| anyhow!("it has no name"))?;
@@ -209,5 +212,18 @@ fn one(root: &OwnedFd, path: &Path, to: &OwnedFd, owners: Owners) -> Result<copy
         ensure!(!crate::execute::interrupted(), "interrupted");
         Ok(())
     };
-    copy::one((directory.as_fd(), name), (to.as_fd(), name), owners, &progress)
+    let new = OsString::from(format!(".recovering-{}", std::process::id()));
+    let copied =
+        copy::one((directory.as_fd(), name), (to.as_fd(), &new), owners, &progress).and_then(|copied| {
+            // Nothing was made when it was left out.
+            match rustix::fs::renameat_with(to, &new, to, name, RenameFlags::NOREPLACE) {
+                Err(Errno::NOENT) if copied.left_out > 0 => Ok(copied),
+                other => other.context("rename into place").map(|()| copied),
+            }
+        });
+    if copied.is_err() {
+        // The first error is the one to tell.
+        let _ = removal::remove(to, &new);
+    }
+    copied
 }

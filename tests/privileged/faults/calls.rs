@@ -20,7 +20,7 @@ const NAMES: &[(&str, i64)] = table!(
     SYS_fgetxattr SYS_flistxattr SYS_flock SYS_fork SYS_fsconfig SYS_fsetxattr SYS_fsmount
     SYS_fsopen SYS_fstat SYS_fstatfs SYS_fsync SYS_ftruncate SYS_getcwd SYS_getdents64
     SYS_getsockname SYS_getsockopt SYS_inotify_add_watch SYS_inotify_init1 SYS_inotify_rm_watch
-    SYS_ioctl SYS_keyctl SYS_kill SYS_linkat SYS_listen SYS_lseek SYS_mkdir SYS_mkdirat SYS_mknodat
+    SYS_ioctl SYS_keyctl SYS_kill SYS_link SYS_linkat SYS_listen SYS_lseek SYS_mkdir SYS_mkdirat SYS_mknodat
     SYS_mount SYS_mount_setattr SYS_move_mount SYS_newfstatat SYS_open SYS_open_tree SYS_openat
     SYS_openat2 SYS_personality SYS_pidfd_open SYS_pidfd_send_signal SYS_pipe2 SYS_pivot_root
     SYS_ppoll SYS_prctl SYS_pread64 SYS_prlimit64 SYS_pwrite64 SYS_read SYS_readlink
@@ -28,7 +28,7 @@ const NAMES: &[(&str, i64)] = table!(
     SYS_seccomp SYS_sendfile SYS_sendmsg SYS_sendto SYS_setdomainname SYS_setgroups
     SYS_sethostname SYS_setns SYS_setpgid SYS_setresgid SYS_setresuid SYS_setsid SYS_setsockopt
     SYS_shutdown SYS_signalfd4 SYS_socket SYS_socketpair SYS_statfs SYS_statx SYS_symlink
-    SYS_symlinkat SYS_umask SYS_umount2 SYS_uname SYS_unlink SYS_unlinkat SYS_unshare
+    SYS_symlinkat SYS_sync SYS_syncfs SYS_umask SYS_umount2 SYS_uname SYS_unlink SYS_unlinkat SYS_unshare
     SYS_utimensat SYS_vfork SYS_wait4 SYS_waitid SYS_write SYS_writev
 );
 
@@ -41,6 +41,22 @@ const NO_STEPS: &[(&str, i64)] = table!(
     SYS_rt_sigreturn SYS_sched_getaffinity SYS_sched_yield SYS_set_robust_list SYS_set_tid_address
     SYS_sigaltstack
 );
+
+/// What others can see the effect of: the steps between which half a thing could be left.
+#[rustfmt::skip]
+const CHANGES: &[(&str, i64)] = table!(
+    SYS_chmod SYS_clone SYS_clone3 SYS_copy_file_range SYS_fallocate SYS_fchmod SYS_fchmodat
+    SYS_fchown SYS_fchownat SYS_fdatasync SYS_flock SYS_fsetxattr SYS_fsync SYS_ftruncate
+    SYS_ioctl SYS_kill SYS_link SYS_linkat SYS_mkdir SYS_mkdirat SYS_mknodat SYS_mount
+    SYS_mount_setattr SYS_move_mount SYS_pidfd_send_signal SYS_pivot_root SYS_pwrite64 SYS_rename
+    SYS_renameat SYS_renameat2 SYS_rmdir SYS_sendmsg SYS_sendto SYS_setns SYS_setxattr
+    SYS_symlink SYS_symlinkat SYS_sync SYS_syncfs SYS_umount2 SYS_unlink SYS_unlinkat SYS_unshare
+    SYS_utimensat SYS_wait4 SYS_waitid SYS_write SYS_writev
+);
+
+pub fn changes(call: i64) -> bool {
+    CHANGES.iter().any(|(_, number)| *number == call)
+}
 
 /// How ps(1) shows a process is no step either.
 pub fn is_no_step(call: i64, first: u64) -> bool {

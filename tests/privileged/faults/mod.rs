@@ -3,25 +3,29 @@
 //!
 //! The steps are not written down anywhere: a run without a fault counts them.
 //!
-//! `STOCKADE_FAULTS=all` meets every fault; otherwise it is every k-th, from
-//! `STOCKADE_FAULTS_SEED` on. `STOCKADE_FAULTS_ONLY` names one operation, or one case.
+//! `STOCKADE_FAULTS=all` meets every fault; otherwise it is a few of each operation, others each
+//! time: `STOCKADE_FAULTS_SEED` is printed, and with the same one the same are chosen again.
+//! `STOCKADE_FAULTS_ONLY` names one operation, or one case.
 
 #![cfg(target_arch = "x86_64")]
 
 mod calls;
+mod files;
 mod operations;
+mod sample;
 mod security;
 mod tracer;
 
 use std::collections::BTreeMap;
 use std::fs::File;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::Duration;
 
 use nix::errno::Errno;
 
 use crate::leak::{self, Snapshot};
 use crate::machine::{Machine, said};
-use operations::{ALL, Operation};
+use operations::{Came, Operation};
 use tracer::{Fault, Order, Step, Traced};
 
 const FAULTS: &[Fault] = &[
@@ -40,14 +44,10 @@ const LIMIT: Duration = Duration::from_secs(45);
 /// How often a case is begun anew where threads or timers have gone another way than when the steps
 /// were counted, and its own was not among them.
 const ATTEMPTS: usize = 4;
+/// How a shell says that what it ran was killed.
+const KILLED: i32 = 128 + 9;
 /// How often `apply` is called again for a jail that has died.
 const BACK_OFFS: usize = 10;
-/// Cases of one operation, where not all are asked for.
-const SAMPLE: usize = 24;
-
-fn number(name: &str) -> Option<usize> {
-    std::env::var(name).ok()?.parse().ok()
-}
 
 /// Not part of every run: which cases are met depends on how many steps there are, which depends on
 /// the machine.
@@ -57,15 +57,19 @@ fn every_operation_survives_faults_at_every_step() {
     let Some(machine) = Machine::new() else { return };
     machine.host("[bridge.stockade0]\naddress = [\"10.77.0.1/24\"]\n");
     let only = std::env::var("STOCKADE_FAULTS_ONLY").unwrap_or_default();
+    let seed = sample::seed();
+    let is_wanted = |operation: &&Operation| {
+        only.is_empty() || only == operation.name || only.starts_with(&format!("{}: ", operation.name))
+    };
     let mut failures = Vec::new();
-    for operation in ALL.iter().filter(|operation| only.is_empty() || only.starts_with(operation.name)) {
-        failures.extend(sweep(&machine, operation, &only));
+    for operation in operations::ALL.iter().chain(files::ALL).filter(is_wanted) {
+        failures.extend(sweep(&machine, operation, &only, seed));
     }
-    assert!(failures.is_empty(), "{} failures:\n{}", failures.len(), failures.join("\n"));
+    assert!(failures.is_empty(), "seed {seed}: {} failures:\n{}", failures.len(), failures.join("\n"));
 }
 
-/// All faults of one operation, or every k-th; what did not go as promised.
-fn sweep(machine: &Machine, operation: &Operation, only: &str) -> Vec<String> {
+/// All faults of one operation, or some; what did not go as promised.
+fn sweep(machine: &Machine, operation: &Operation, only: &str, seed: u64) -> Vec<String> {
     reset(machine);
     // Layers and the bridge are made once for all jails.
     (operation.before)(machine);
@@ -75,39 +79,24 @@ fn sweep(machine: &Machine, operation: &Operation, only: &str) -> Vec<String> {
     let steps = steps(machine, operation);
     let cases: Vec<(Step, Fault)> =
         steps.iter().flat_map(|step| FAULTS.iter().map(|fault| (step.clone(), *fault))).collect();
-    let all = std::env::var("STOCKADE_FAULTS").is_ok_and(|value| value == "all");
-    let sample = number("STOCKADE_FAULTS_SAMPLE").unwrap_or(SAMPLE);
-    let every = if all { 1 } else { coprime(cases.len().div_ceil(sample)) };
-    let seed = number("STOCKADE_FAULTS_SEED").unwrap_or(0);
     let title = |(step, fault): &(Step, Fault)| format!("{}: {fault:?} at {step}", operation.name);
-    let chosen: Vec<&(Step, Fault)> = cases
-        .iter()
-        .enumerate()
-        .filter(|(index, _)| (index + seed).is_multiple_of(every) || only.len() > operation.name.len())
-        .map(|(_, case)| case)
-        .filter(|case| title(case).starts_with(only))
-        .collect();
-    eprintln!(
-        "{}: {} steps, {} cases, of which {} (every {every}, seed {seed})",
-        operation.name,
-        steps.len(),
-        cases.len(),
-        chosen.len()
-    );
+    let chosen: Vec<(Step, Fault)> = if only.len() > operation.name.len() {
+        cases.iter().filter(|case| title(case) == only).cloned().collect()
+    } else {
+        sample::of(&cases, seed, operation.name)
+    };
+    eprintln!("{}: {} steps, {} cases, of which {}", operation.name, steps.len(), cases.len(), chosen.len());
     let mut failures = Vec::new();
-    for case in chosen {
-        if let Err(why) = meet(machine, operation, &clean, case) {
+    for case in &chosen {
+        // What a check did not expect is a failure of this case like any other.
+        let met = catch_unwind(AssertUnwindSafe(|| meet(machine, operation, &clean, case)));
+        if let Err(why) = met.unwrap_or_else(|_| Err("a check panicked, see above".to_owned())) {
             eprintln!("FAILED {}: {why}", title(case));
             failures.push(format!("{}: {why}", title(case)));
             force(machine);
         }
     }
     failures
-}
-
-/// Nothing in common with the number of faults, nine, so that each of them has its turn.
-fn coprime(every: usize) -> usize {
-    if every.is_multiple_of(3) { every + 1 } else { every }
 }
 
 /// What happens every time: of two runs, the smaller count of each call.
@@ -165,7 +154,8 @@ fn meet(
         return Err("the fault was not met".into());
     }
     let told = told(operation, &traced, *fault, &output(machine));
-    converge(machine, operation).map_err(|why| format!("{why}\nafter: {}", output(machine)))?;
+    converge(machine, operation, came(&traced, *fault))
+        .map_err(|why| format!("{why}\nafter: {}", output(machine)))?;
     told?;
     reset_calmly(machine)?;
     let leaks = leak::compare(clean, machine);
@@ -177,10 +167,21 @@ fn attempt(machine: &Machine, operation: &Operation, step: &Step, fault: Fault) 
     run(machine, operation, Some((step.clone(), fault)))
 }
 
+fn came(traced: &Traced, fault: Fault) -> Came {
+    match traced.status {
+        Some(0) => Came::Done,
+        _ if fault == Fault::Kill => Came::Killed,
+        _ => Came::Failed,
+    }
+}
+
 /// Exit status and message: nothing went wrong, or one line for each jail says what.
 fn told(operation: &Operation, traced: &Traced, fault: Fault, text: &str) -> Result<(), String> {
-    let is_note =
-        |line: &str| line.contains("it is still defined in") || line.contains("is still there: apply");
+    let is_note = |line: &str| {
+        ["it is still defined in", "is still there: apply", "layers are left alone"]
+            .iter()
+            .any(|note| line.contains(note))
+    };
     let lines: Vec<&str> =
         text.lines().filter(|line| line.starts_with("stockade: ") && !is_note(line)).collect();
     let bad = |why: &str| Err(format!("{why}: status {:?}, said {text:?}", traced.status));
@@ -188,8 +189,7 @@ fn told(operation: &Operation, traced: &Traced, fault: Fault, text: &str) -> Res
     match traced.status {
         _ if traced.hung => bad("it hung"),
         _ if text.contains("panicked") || text.contains("RUST_BACKTRACE") => bad("it panicked"),
-        // The second is how a shell around it says so.
-        None | Some(137) if fault == Fault::Kill => Ok(()),
+        None | Some(KILLED) if fault == Fault::Kill => Ok(()),
         Some(0) if lines.is_empty() => Ok(()),
         Some(0) => bad("an error without a status"),
         _ if fault == Fault::Delay => bad("late is no failure"),
@@ -210,14 +210,13 @@ fn is_clear(line: &str) -> bool {
 }
 
 /// What a person does next, and the daemon by itself: `apply`, until there is nothing to do.
-fn converge(machine: &Machine, operation: &Operation) -> Result<(), String> {
+fn converge(machine: &Machine, operation: &Operation, came: Came) -> Result<(), String> {
     let output = machine.stockade(&["apply"]);
     if !output.status.success() {
         return Err(format!("`apply` failed: {}", said(&output)));
     }
-    let plan = machine.stockade(&["plan"]);
-    if !plan.status.success() {
-        return Err(format!("`apply` left something to do: {}{}", said(&output), said(&plan)));
+    if operation.held {
+        machine.good(&["start", operation.jails[0]]);
     }
     // One whose init was killed waits for its back-off.
     let mut down = down(machine, operation);
@@ -232,8 +231,11 @@ fn converge(machine: &Machine, operation: &Operation) -> Result<(), String> {
     if !down.is_empty() {
         return Err(format!("after `apply`: {}: {}", down.join(", "), said(&output)));
     }
-    let jails = machine.ls();
-    if jails.values().all(|jail| jail["state"] == "running") { (operation.after)(machine) } else { Ok(()) }
+    let plan = machine.stockade(&["plan"]);
+    if !plan.status.success() {
+        return Err(format!("`apply` left something to do: {}{}", said(&output), said(&plan)));
+    }
+    (operation.after)(machine, came)
 }
 
 /// Jails that are not as they should be, with their states.
@@ -242,10 +244,7 @@ fn down(machine: &Machine, operation: &Operation) -> Vec<String> {
     let state = |name: &str| states.get(name).map_or("absent", |item| item["state"].as_str().unwrap());
     let names = operation.jails.iter();
     let jails = names.map(|name| (name, state(name)));
-    let well = |state: &str| {
-        state == "running" || matches!(operation.name, "stop" | "start again") && state == "stopped"
-    };
-    jails.filter(|(_, state)| !well(state)).map(|(name, state)| format!("{name} is {state}")).collect()
+    jails.filter(|(_, state)| *state != "running").map(|(name, state)| format!("{name} is {state}")).collect()
 }
 
 fn definitions(machine: &Machine) -> Vec<String> {
@@ -257,10 +256,6 @@ fn definitions(machine: &Machine) -> Vec<String> {
 /// Destroys every jail, with the means that a user has.
 fn reset_calmly(machine: &Machine) -> Result<(), String> {
     let names = definitions(machine);
-    if names.is_empty() {
-        // A throw-away jail has no name to destroy it by.
-        machine.good(&["gc"]);
-    }
     let mut args = vec!["destroy", "--yes"];
     args.extend(names.iter().map(String::as_str));
     if !names.is_empty() {
@@ -284,7 +279,9 @@ fn reset(machine: &Machine) {
 /// After a failure: the next case is to begin from nothing again.
 fn force(machine: &Machine) {
     machine.end_all();
-    for directory in ["jails.d", "../run", "../state/jails", "../state/ids"] {
+    for directory in
+        ["jails.d", "../run", "../state/jails", "../state/ids", "../state/changes", "../state/pending"]
+    {
         // Not there is as good.
         let _ = std::fs::remove_dir_all(machine.config().join(directory));
     }

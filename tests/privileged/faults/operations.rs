@@ -1,6 +1,16 @@
-//! What is done to jails while a fault is met; one line of [`ALL`] each.
+//! What is done to jails while a fault is met; one line of [`ALL`] each, and of
+//! [`super::files::ALL`].
 
 use crate::machine::Machine;
+
+/// What came of an operation.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Came {
+    Done,
+    Failed,
+    /// It, or a process of it, could not clear away what it had begun.
+    Killed,
+}
 
 pub struct Operation {
     pub name: &'static str,
@@ -11,16 +21,31 @@ pub struct Operation {
     pub failed: i32,
     /// Jails that run by then, whose processes are watched too.
     pub running: &'static [&'static str],
-    /// Jails that run, or may run, when `apply` has followed.
+    /// Jails that run when `apply` has followed.
     pub jails: &'static [&'static str],
+    /// The first of them may be held by then: a person starts it.
+    pub held: bool,
     /// What else holds then.
-    pub after: fn(&Machine) -> Result<(), String>,
+    pub after: fn(&Machine, Came) -> Result<(), String>,
 }
 
 pub const ALL: &[Operation] = &[
     Operation { before: defined, words: |m| m.words(&["apply"]), after: whole, ..of("start") },
-    Operation { before: stopped, words: |m| m.words(&["start", "a"]), after: whole, ..of("start again") },
-    Operation { before: up, words: |m| m.words(&["stop", "a"]), running: &["a"], ..of("stop") },
+    Operation {
+        before: stopped,
+        words: |m| m.words(&["start", "a"]),
+        held: true,
+        after: whole,
+        ..of("start again")
+    },
+    Operation {
+        before: up,
+        words: |m| m.words(&["stop", "a"]),
+        running: &["a"],
+        held: true,
+        after: whole,
+        ..of("stop")
+    },
     Operation {
         before: up,
         words: |m| m.words(&["restart", "a"]),
@@ -47,7 +72,7 @@ pub const ALL: &[Operation] = &[
         before: two,
         words: |m| m.words(&["apply"]),
         jails: &["a", "b"],
-        after: both,
+        after: whole,
         ..of("apply of two")
     },
     Operation {
@@ -55,7 +80,7 @@ pub const ALL: &[Operation] = &[
         words: |m| m.words(&["apply"]),
         running: &["a", "b"],
         jails: &["a", "b"],
-        after: both,
+        after: whole,
         ..of("restart of two")
     },
     Operation {
@@ -67,7 +92,7 @@ pub const ALL: &[Operation] = &[
     },
 ];
 
-const fn of(name: &'static str) -> Operation {
+pub const fn of(name: &'static str) -> Operation {
     Operation {
         name,
         before: |_| (),
@@ -75,12 +100,13 @@ const fn of(name: &'static str) -> Operation {
         failed: 1,
         running: &[],
         jails: &["a"],
-        after: |_| Ok(()),
+        held: false,
+        after: |_, _| Ok(()),
     }
 }
 
 /// Of everything a bit: a bridge, an address, a limit, hooks, a mount, a rendered file.
-fn jail(machine: &Machine, memory: &str, address: &str, word: &str) {
+pub fn jail(machine: &Machine, memory: &str, address: &str, word: &str) {
     machine.write("templates/page/page.tera", "the word is {{ vars.word }}\n");
     let file = "[[file]]\nsource = 'page.tera'\ntarget = '/srv/page'\non_change = 'none'\n";
     machine.write("templates/page/template.toml", &format!("[base]\nhost = true\n{file}"));
@@ -99,18 +125,18 @@ fn jail(machine: &Machine, memory: &str, address: &str, word: &str) {
 }
 
 /// A jail whose init was killed is started again, and not given up.
-const RESTART: &str = "[restart]\npolicy = 'always'\ndelay = '100ms'\nmax = 1000\n";
+pub const RESTART: &str = "[restart]\npolicy = 'always'\ndelay = '100ms'\nmax = 1000\n";
 
 fn defined(machine: &Machine) {
     jail(machine, "64M", "10.77.0.9", "one");
 }
 
-fn up(machine: &Machine) {
+pub fn up(machine: &Machine) {
     defined(machine);
     machine.good(&["apply"]);
 }
 
-fn stopped(machine: &Machine) {
+pub fn stopped(machine: &Machine) {
     up(machine);
     machine.good(&["stop", "a"]);
 }
@@ -152,16 +178,12 @@ fn daemon(machine: &Machine) -> Vec<String> {
     words
 }
 
-fn whole(machine: &Machine) -> Result<(), String> {
+pub fn whole(machine: &Machine, _: Came) -> Result<(), String> {
     holds(machine, "64M", "10.77.0.9", "one")
 }
 
-fn other(machine: &Machine) -> Result<(), String> {
+fn other(machine: &Machine, _: Came) -> Result<(), String> {
     holds(machine, "48M", "10.77.0.10", "two")
-}
-
-fn both(machine: &Machine) -> Result<(), String> {
-    whole(machine)
 }
 
 /// The running jail is as the definition says, in the kernel's own words.

@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use nix::errno::Errno;
 
 use super::tracer::{Fault, Step};
-use super::{calls, number, operations::Operation, output, run, steps};
+use super::{calls, operations::Operation, output, run, sample, steps};
 use crate::machine::Machine;
 
 /// What takes rights away, or makes the place in which a program is confined.
@@ -59,7 +59,8 @@ const START: Operation = Operation {
     failed: 1,
     running: &[],
     jails: &["a"],
-    after: |_| Ok(()),
+    held: false,
+    after: |_, _| Ok(()),
 };
 
 /// The command's own child is the keeper's first stage; the keeper, the init and the program follow.
@@ -95,10 +96,9 @@ fn a_program_whose_confinement_fails_never_runs() {
     }
     let cases = steps.iter().flat_map(|step| ERRORS.iter().map(move |error| (step, *error)));
     let cases: Vec<(&Step, Errno)> = cases.filter(|(step, error)| !is_excused(step, *error)).collect();
-    let all = std::env::var("STOCKADE_FAULTS").is_ok_and(|value| value == "all");
     // Odd, for there are two errors.
-    let every = if all { 1 } else { cases.len().div_ceil(SAMPLE) | 1 };
-    let seed = number("STOCKADE_FAULTS_SEED").unwrap_or(0);
+    let every = if sample::asks_for_all() { 1 } else { cases.len().div_ceil(SAMPLE) | 1 };
+    let seed = sample::number("STOCKADE_FAULTS_SEED").unwrap_or(0);
     let chosen = cases.iter().enumerate().filter(|(index, _)| (index + seed).is_multiple_of(every));
     let chosen: Vec<_> = chosen.map(|(_, case)| *case).collect();
     eprintln!(

@@ -49,7 +49,9 @@ fn absolute(path: &std::path::Path) -> PathBuf {
     std::path::absolute(path).unwrap_or_else(|_| path.to_owned())
 }
 
+// Deferred: the flags of the verbs that are not asked for would take a tenth of a `run` to build.
 #[derive(Debug, Subcommand)]
+#[command(defer = true)]
 pub enum Command {
     /// Check the definitions, or these files
     Check(Check),

@@ -18,6 +18,10 @@ pub fn map<T: Sync, R: Send>(items: &[T], each: impl Fn(&T) -> R + Sync) -> Vec<
 /// What `work` gives for each core's share of the items, in their order. The first share is the
 /// calling thread's own.
 pub fn shares<T: Sync, R: Send>(items: &[T], work: impl Fn(&[T]) -> R + Sync) -> Vec<R> {
+    if items.len() <= SHARE_MIN {
+        return vec![work(items)];
+    }
+    // Asked only now: the answer takes reading what the cgroup allows.
     let cores = thread::available_parallelism().map_or(1, std::num::NonZero::get);
     let share = items.len().div_ceil(cores).max(SHARE_MIN);
     let (first, rest) = items.split_at(share.min(items.len()));

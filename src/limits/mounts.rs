@@ -211,7 +211,9 @@ fn hidden(mount: &Mount, all: &[Mount]) -> bool {
     let mut at = None;
     let steps: Vec<&Path> = mount.point.ancestors().collect();
     for step in steps.into_iter().rev() {
-        while let Some(next) = all.iter().rev().find(|m| m.point == step && above(m, all) == at) {
+        while let Some(next) =
+            all.iter().rev().find(|m| m.point.as_os_str() == step.as_os_str() && above(m, all) == at)
+        {
             at = Some(next.id);
         }
     }

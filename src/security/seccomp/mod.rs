@@ -105,16 +105,16 @@ impl Rules {
         match group {
             Group::Always => Verdict::Allow,
             Group::Mount => open(self.mounts()),
-            Group::Ptrace => open(self.allowances.ptrace || self.has("SYS_PTRACE")),
-            Group::Admin => open(self.has("SYS_ADMIN")),
-            Group::Chroot => open(self.has("SYS_CHROOT")),
-            Group::Boot => open(self.has("SYS_BOOT")),
-            Group::Clock => open(self.has("SYS_TIME")),
-            Group::Log => open(self.has("SYSLOG")),
-            Group::Accounting => open(self.has("SYS_PACCT")),
-            Group::Terminal => open(self.has("SYS_TTY_CONFIG")),
-            Group::Numa => open(self.has("SYS_NICE")),
-            Group::Handle => open(self.has("DAC_READ_SEARCH")),
+            Group::Ptrace => open(self.allowances.ptrace || self.has(const { known("SYS_PTRACE") })),
+            Group::Admin => open(self.has(const { known("SYS_ADMIN") })),
+            Group::Chroot => open(self.has(const { known("SYS_CHROOT") })),
+            Group::Boot => open(self.has(const { known("SYS_BOOT") })),
+            Group::Clock => open(self.has(const { known("SYS_TIME") })),
+            Group::Log => open(self.has(const { known("SYSLOG") })),
+            Group::Accounting => open(self.has(const { known("SYS_PACCT") })),
+            Group::Terminal => open(self.has(const { known("SYS_TTY_CONFIG") })),
+            Group::Numa => open(self.has(const { known("SYS_NICE") })),
+            Group::Handle => open(self.has(const { known("DAC_READ_SEARCH") })),
             Group::Clone => Verdict::Check(Check::NoBits(self.closed_namespaces())),
             Group::Unshare => Verdict::Check(Check::NoBits(self.closed_to_unshare())),
             Group::Ioctl => Verdict::Check(Check::Request),
@@ -125,8 +125,8 @@ impl Rules {
         }
     }
 
-    fn has(self, name: &str) -> bool {
-        self.capabilities & known(name) != 0
+    fn has(self, capability: u64) -> bool {
+        self.capabilities & capability != 0
     }
 
     /// Mounting, and the namespaces that go with it, inside the jail's user namespace.

@@ -85,6 +85,10 @@ fn run(spec: &Spec, channel: BorrowedFd<'_>, inherited: Inherited) -> Result<std
     process::name(c"stockade-init");
     confine::set_dumpable(false)?;
     process::block_all_signals();
+    // First, for it takes the longest: meanwhile the keeper puts the root together.
+    if spec.network.is_none() && spec.jail.network.mode != NetworkMode::Inherit {
+        namespace::unshare(libc::CLONE_NEWNET).context("unshare the network namespace")?;
+    }
     for tasks in &inherited.join {
         rustix::io::write(tasks, b"0").context("join the cgroup")?;
     }

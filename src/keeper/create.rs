@@ -10,7 +10,7 @@ use anyhow::{Context, Result, anyhow, bail};
 use rustix::fs::{CWD, FileType};
 
 use crate::init::{self, Inherited, Order, Report};
-use crate::jail::{Allow, Mount, NetworkMode};
+use crate::jail::{Allow, Mount};
 use crate::keeper::root;
 use crate::limits::Cgroup;
 use crate::spec::Spec;
@@ -65,7 +65,8 @@ fn flags(spec: &Spec) -> u64 {
     if spec.jail.security.userns {
         flags |= namespace::USER;
     }
-    if spec.jail.network.mode != NetworkMode::Inherit {
+    // One that nothing is put into is made by the init, beside what follows here.
+    if spec.network.is_some() {
         flags |= namespace::NET;
     }
     flags

@@ -110,8 +110,17 @@ fn in_jail(host: &Host, wanted: &DesiredJail, first_id: u32, asked: &Run) -> Res
     };
     let cgroup = Cgroup::create(&host.hierarchies, parent, jail.name.as_str(), &jail.limits, &needs)?;
     let result = keep(&spec, &cgroup, wanted);
-    let removed = cgroup.kill_all().and_then(|()| cgroup.remove());
+    let removed = clear(&cgroup, result.is_ok());
     result.and_then(|status| removed.map(|()| status))
+}
+
+/// Removes the cgroup. With the init everything has `ended` that was in its pid namespace, so that
+/// there is nobody to look for; who was moved into the cgroup from outside is killed like the rest.
+fn clear(cgroup: &Cgroup, ended: bool) -> Result<()> {
+    if ended && cgroup.remove().is_ok() {
+        return Ok(());
+    }
+    cgroup.kill_all().and_then(|()| cgroup.remove())
 }
 
 /// This process is the keeper: it creates, starts, relays and reaps.

@@ -11,11 +11,11 @@ use crate::diagnostic;
 use crate::execute::{self, Host};
 use crate::jail::JailName;
 use crate::journal::lock;
-use crate::live::{JailState, Live, Restarts};
+use crate::live::{JailState, Live, LiveJail, Restarts};
 use crate::pass::{self, PassOptions, Passed};
 use crate::status::{self, Row, Usage};
 use crate::sys::process;
-use crate::{keys, probe, source};
+use crate::{cores, keys, probe, source};
 
 /// Everything there is to see, for the verbs that only look.
 struct View {
@@ -35,20 +35,21 @@ fn view(options: &Options) -> Result<View> {
     Ok(View { desired, live, rows, host })
 }
 
+/// Of each jail that may run, on all cores: it is half of a look at many.
 fn usage(host: &Host, live: &Live) -> Result<BTreeMap<JailName, Usage>> {
-    let mut all = BTreeMap::new();
-    for (name, jail) in &live.jails {
-        if matches!(jail.state, JailState::Down | JailState::Exited(_)) {
-            continue;
-        }
-        // A jail that ends while it is looked at simply has no figures.
-        if let Ok(used) = execute::cgroup(host, name)?.usage() {
-            let disk = volume::bytes(&host.journal.paths.state, name, jail);
-            let usage = Usage { memory: Some(used.memory), cpu_ms: Some(used.cpu_usec / 1000), disk };
-            all.insert(name.clone(), usage);
-        }
-    }
-    Ok(all)
+    let is_up = |jail: &LiveJail| !matches!(jail.state, JailState::Down | JailState::Exited(_));
+    let up: Vec<(&JailName, &LiveJail)> = live.jails.iter().filter(|(_, jail)| is_up(jail)).collect();
+    let each = cores::map(&up, |(name, jail)| -> Result<_> {
+        Ok(usage_of(host, name, jail)?.map(|usage| ((*name).clone(), usage)))
+    });
+    each.into_iter().filter_map(Result::transpose).collect()
+}
+
+fn usage_of(host: &Host, name: &JailName, jail: &LiveJail) -> Result<Option<Usage>> {
+    // A jail that ends while it is looked at simply has no figures.
+    let Ok(used) = execute::cgroup(host, name)?.usage() else { return Ok(None) };
+    let disk = volume::bytes(&host.journal.paths.state, name, jail);
+    Ok(Some(Usage { memory: Some(used.memory), cpu_ms: Some(used.cpu_usec / 1000), disk }))
 }
 
 pub fn ls(options: &Options, names: &[String]) -> Result<i32> {

@@ -12,7 +12,7 @@ use rustix::fs::inotify::{self, CreateFlags, WatchFlags};
 use serde_json::json;
 
 use super::command::Logs;
-use super::{DONE, Options};
+use super::{DONE, Options, output};
 use crate::definition;
 use crate::desired::Paths;
 use crate::jail::JailName;
@@ -41,12 +41,12 @@ pub fn logs(options: &Options, asked: &Logs) -> Result<i32> {
     let mut last = Tail::new(asked.lines);
     reader.read_all(&mut |line| last.take(line, &mut sink))?;
     last.finish(&mut sink);
-    sink.flush()?;
+    sink.flush();
     let Some(mut watch) = watch else { return Ok(DONE) };
     loop {
         watch.wait(reader.current())?;
         reader.read_all(&mut |line| sink.line(line))?;
-        sink.flush()?;
+        sink.flush();
     }
 }
 
@@ -191,10 +191,9 @@ impl Sink {
         }
     }
 
-    fn flush(&mut self) -> Result<()> {
-        match self.error.take() {
-            Some(error) => Err(error).context("write to standard output"),
-            None => self.out.flush().context("write to standard output"),
+    fn flush(&mut self) {
+        if let Some(error) = self.error.take().or_else(|| self.out.flush().err()) {
+            output::unwritten(&error);
         }
     }
 }

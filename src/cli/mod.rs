@@ -38,7 +38,6 @@ pub const CHANGES: i32 = 4;
 
 /// Parses, dispatches, and prints the one error there may be.
 pub fn main() -> i32 {
-    restore_pipe_signal();
     complete::answer();
     let options = Options::parse();
     match dispatch(&options) {
@@ -56,12 +55,6 @@ fn status_of(error: &anyhow::Error, command: &Command) -> i32 {
         Command::Exec(_) | Command::Shell(_) | Command::Run(_) => crate::init::program::exit_status(error),
         _ => FAILED,
     }
-}
-
-/// `stockade ls | head` ends quietly, as other programs do.
-fn restore_pipe_signal() {
-    // A default disposition can always be set.
-    let _ = crate::sys::process::default_pipe_signal();
 }
 
 fn dispatch(options: &Options) -> anyhow::Result<i32> {

@@ -13,16 +13,24 @@ pub fn envelope(kind: &str, items: Value) -> Value {
     json!({ "schema": 1, "kind": kind, "items": items })
 }
 
-/// Prints to standard output; a reader that went away ends us by SIGPIPE.
+/// Prints to standard output.
 pub fn text(text: &str) {
     let mut out = std::io::stdout().lock();
     let ended = out
         .write_all(text.as_bytes())
         .and_then(|()| if text.ends_with('\n') { Ok(()) } else { out.write_all(b"\n") });
     if let Err(error) = ended {
-        eprintln!("stockade: write to standard output: {error}");
-        std::process::exit(super::FAILED);
+        unwritten(&error);
     }
+}
+
+/// `stockade ls | head` ends quietly, as other programs do; any other reason is said.
+pub fn unwritten(error: &std::io::Error) -> ! {
+    if error.kind() == std::io::ErrorKind::BrokenPipe {
+        crate::sys::process::end_by_pipe_signal();
+    }
+    eprintln!("stockade: write to standard output: {error}");
+    std::process::exit(super::FAILED);
 }
 
 pub fn json_text(value: &Value) {

@@ -285,13 +285,14 @@ pub fn forget_touched_code() {
     }
 }
 
-/// SIGPIPE ends a command whose reader has gone, as it does for other programs.
-pub fn default_pipe_signal() -> io::Result<()> {
-    // SAFETY: SIG_DFL installs no code of ours.
-    if unsafe { libc::signal(libc::SIGPIPE, libc::SIG_DFL) } == libc::SIG_ERR {
-        return Err(io::Error::last_os_error());
+/// Ends this process by SIGPIPE, as it ends other programs whose reader has gone. Until then the
+/// signal is ignored, as Rust leaves it: a message that nobody reads must not end what acts.
+pub fn end_by_pipe_signal() {
+    // SAFETY: SIG_DFL installs no code of ours, and raise(3) takes a plain integer.
+    unsafe {
+        libc::signal(libc::SIGPIPE, libc::SIG_DFL);
+        libc::raise(libc::SIGPIPE);
     }
-    Ok(())
 }
 
 /// Writing to a reader that has gone is an error like others, for those who have more to say then.

@@ -1,5 +1,7 @@
 //! `apply`: what it makes, what it leaves alone, and its exit statuses.
 
+use std::process::Stdio;
+
 use crate::machine::Machine;
 
 pub const SLEEP: &str = "template = \"host\"\n[exec]\ncommand = [\"sleep\", \"1000\"]\n";
@@ -99,4 +101,15 @@ fn a_file_that_is_away_for_a_moment_is_not_gone() {
     machine.jail("a", SLEEP);
     assert!(apply.wait().unwrap().success());
     assert_eq!(machine.pid("a"), pid);
+}
+
+#[test]
+fn apply_goes_on_when_nobody_reads_what_it_says() {
+    let Some(machine) = Machine::new() else { return };
+    machine.jail("a", SLEEP);
+    machine.jail("b", &format!("depend = ['a']\n{SLEEP}"));
+    let mut apply = machine.command(&["apply"]).stderr(Stdio::piped()).spawn().unwrap();
+    drop(apply.stderr.take());
+    assert_eq!(apply.wait().unwrap().code(), Some(0));
+    assert_eq!((machine.state_of("a"), machine.state_of("b")), ("running".into(), "running".into()));
 }

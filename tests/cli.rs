@@ -94,7 +94,7 @@ fn check_counts_or_cites() {
     let place = Place::new();
     place.jail("web", GOOD);
     let said = place.call(&["check"]);
-    assert_eq!((said.status, said.out.as_str()), (0, "1 jails, no errors\n"), "{}", said.err);
+    assert_eq!((said.status, said.out.as_str()), (0, "1 jail, no errors\n"), "{}", said.err);
     place.jail("db", "template = \"host\"\n[limits]\nmemroy = \"1G\"\n");
     let said = place.call(&["check"]);
     assert_eq!((said.status, said.out.as_str()), (3, ""));

@@ -183,8 +183,12 @@ pub struct Kill {
     #[arg(add = ArgValueCandidates::new(complete::jails))]
     pub name: String,
     /// By name without SIG, or by number
-    #[arg(short, long, default_value = "TERM")]
-    pub signal: String,
+    #[arg(short, long, default_value = "TERM", value_parser = signal)]
+    pub signal: i32,
+}
+
+fn signal(text: &str) -> Result<i32, String> {
+    crate::sys::process::signal_number(text).ok_or_else(|| format!("`{text}` is not a signal"))
 }
 
 #[derive(Debug, Args)]

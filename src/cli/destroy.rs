@@ -8,7 +8,7 @@ use anyhow::{Context, Result, anyhow, bail};
 use serde_json::json;
 
 use super::command::Destroy;
-use super::{DONE, FAILED, Options, USAGE, output};
+use super::{DONE, FAILED, Options, USAGE, jails, output};
 use crate::desired::{Desired, Paths};
 use crate::execute::schedule::{self, Task};
 use crate::execute::{self, Host, Outcome};
@@ -16,7 +16,7 @@ use crate::jail::{JailName, Settings};
 use crate::journal::{self, ids, lock};
 use crate::keeper::{ROTATIONS, rotated};
 use crate::live::{Live, Restarts};
-use crate::{diagnostic, network, probe, source};
+use crate::{network, probe, source};
 
 /// Everything that is looked at once for all jails.
 struct Doomed {
@@ -56,12 +56,10 @@ pub fn destroy(options: &Options, asked: &Destroy) -> Result<i32> {
 }
 
 fn known(host: &Host, desired: &Desired, names: &BTreeSet<JailName>) -> Result<()> {
-    let mut known: BTreeSet<JailName> = host.journal.names()?.into_iter().collect();
-    known.extend(desired.jails.keys().chain(desired.broken.keys()).cloned());
+    let known = jails::known(desired, &host.journal)?;
     for name in names {
         if !known.contains(name) && !log(&host.journal.paths, name).exists() {
-            let hint = diagnostic::did_you_mean(name.as_str(), known.iter().map(JailName::as_str));
-            bail!("no jail is named `{name}`{}", hint.map(|hint| format!(" ({hint})")).unwrap_or_default());
+            bail!("{}", jails::no_jail(name.as_str(), known.iter().map(JailName::as_str)));
         }
     }
     Ok(())

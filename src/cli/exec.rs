@@ -7,7 +7,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use anyhow::{Context, Result, anyhow, bail};
 
 use super::command::{Exec, Shell};
-use super::{DONE, Options};
+use super::{DONE, Options, jails};
 use crate::inside::{self, Visit};
 use crate::jail::JailName;
 use crate::journal::Journal;
@@ -37,7 +37,7 @@ fn visit(options: &Options, name: &str, argv: Vec<String>) -> Result<Visit> {
     let host = host(options);
     let name = JailName::new(name).map_err(|e| anyhow!(e))?;
     let journal = Journal::open(&host.paths)?;
-    let record = journal.record(&name)?.ok_or_else(|| anyhow!("{name}: it is not running"))?;
+    let record = journal.record(&name)?.ok_or_else(|| jails::not_running(options, &name))?;
     Visit::new(&record, &host.cgroup, argv)
 }
 
@@ -87,6 +87,10 @@ pub fn console(options: &Options, name: &str) -> Result<i32> {
     let host = host(options);
     let name = JailName::new(name).map_err(|e| anyhow!(e))?;
     let path = crate::keeper::console_socket(&host.paths.run, &name);
+    let journal = Journal::open(&host.paths)?;
+    if !path.exists() && journal.record(&name)?.is_none() {
+        return Err(jails::not_running(options, &name));
+    }
     if !path.exists() {
         bail!("{name}: it has no console (exec.console, or exec.boot, gives it one), or is not running");
     }

@@ -10,7 +10,7 @@ use crate::desired::{Desired, Paths};
 use crate::diagnostic;
 use crate::execute::{self, Host};
 use crate::jail::JailName;
-use crate::journal::lock;
+use crate::journal::{Journal, lock};
 use crate::live::{JailState, Live, LiveJail, Restarts};
 use crate::pass::{self, PassOptions, Passed};
 use crate::status::{self, Row, Usage};
@@ -68,9 +68,31 @@ pub fn ls(options: &Options, names: &[String]) -> Result<i32> {
 }
 
 fn unknown(name: &str, view: &View) -> String {
-    let names = view.rows.iter().map(|row| row.name.as_str());
-    let hint = diagnostic::did_you_mean(name, names).map(|hint| format!(" ({hint})")).unwrap_or_default();
+    no_jail(name, view.rows.iter().map(|row| row.name.as_str()))
+}
+
+pub fn no_jail<'k>(name: &str, known: impl IntoIterator<Item = &'k str>) -> String {
+    let hint = diagnostic::did_you_mean(name, known).map(|hint| format!(" ({hint})")).unwrap_or_default();
     format!("no jail is named `{name}`{hint}")
+}
+
+/// Every jail that is defined, or of which there is something on the machine.
+pub fn known(desired: &Desired, journal: &Journal) -> Result<BTreeSet<JailName>> {
+    let mut known: BTreeSet<JailName> = journal.names()?.into_iter().collect();
+    known.extend(desired.jails.keys().chain(desired.broken.keys()).cloned());
+    Ok(known)
+}
+
+/// Why nothing can be done inside: the jail is down, or there is none of that name.
+pub fn not_running(options: &Options, name: &JailName) -> anyhow::Error {
+    let (desired, _) = source::load(&options.paths());
+    let known = Journal::open(&desired.host.paths).and_then(|journal| known(&desired, &journal));
+    match known {
+        Ok(known) if !known.contains(name) => {
+            anyhow!(no_jail(name.as_str(), known.iter().map(JailName::as_str)))
+        }
+        _ => anyhow!("{name}: it is not running"),
+    }
 }
 
 /// Its row, and every key as it is wanted, in force and found.
@@ -198,10 +220,7 @@ fn with_depends(desired: &Desired, names: &[JailName]) -> Result<BTreeSet<JailNa
 fn not_startable(desired: &Desired, name: &JailName) -> String {
     match desired.broken.get(name) {
         Some(reason) => format!("{name}: {reason}"),
-        None => {
-            let hint = diagnostic::did_you_mean(name.as_str(), desired.jails.keys().map(JailName::as_str));
-            format!("no jail is named `{name}`{}", hint.map(|hint| format!(" ({hint})")).unwrap_or_default())
-        }
+        None => no_jail(name.as_str(), desired.jails.keys().map(JailName::as_str)),
     }
 }
 
@@ -222,14 +241,15 @@ fn forget_end(host: &Host, name: &JailName) -> Result<()> {
 /// Holds the jails down, and lets the plan stop them and what depends on them.
 pub fn stop(options: &Options, names: &[String]) -> Result<i32> {
     let names = parse(names)?;
-    let host = Host::open(exec::host(options))?;
+    let (desired, _) = source::load(&options.paths());
+    let host = Host::open(desired.host.clone())?;
+    let known = known(&desired, &host.journal)?;
     for name in &names {
-        let known = host.journal.record(name)?.is_some() || defined(options, name);
-        if !known {
-            bail!("no jail is named `{name}`");
+        if !known.contains(name) {
+            bail!("{}", no_jail(name.as_str(), known.iter().map(JailName::as_str)));
         }
-        host.journal.hold(name)?;
     }
+    names.iter().try_for_each(|name| host.journal.hold(name))?;
     drop(host);
     reconcile(options, names, false)
 }
@@ -245,11 +265,6 @@ pub fn stop_all(options: &Options) -> Result<i32> {
 /// Every jail that runs, held by nothing: for the host's shutdown.
 pub fn all_down(options: &Options) -> Result<i32> {
     carry_out(options, Vec::new(), false, &pass::all_down)
-}
-
-fn defined(options: &Options, name: &JailName) -> bool {
-    let (desired, _) = source::load(&options.paths());
-    desired.jails.contains_key(name) || desired.broken.contains_key(name)
 }
 
 /// What runs on the jails is restarted with them.
@@ -354,16 +369,15 @@ fn carry_out(
 }
 
 /// Straight to the main process's init, which passes it on.
-pub fn kill(options: &Options, name: &str, signal: &str) -> Result<i32> {
-    let number = process::signal_number(signal).ok_or_else(|| anyhow!("`{signal}` is not a signal"))?;
+pub fn kill(options: &Options, name: &str, number: i32) -> Result<i32> {
     let host = Host::open(exec::host(options))?;
     let name = JailName::new(name).map_err(|e| anyhow!(e))?;
-    let record = host.journal.record(&name)?.ok_or_else(|| anyhow!("{name}: it is not running"))?;
+    let record = host.journal.record(&name)?.ok_or_else(|| not_running(options, &name))?;
     if number == libc::SIGKILL {
         execute::cgroup(&host, &name)?.kill_all()?;
         return Ok(DONE);
     }
-    let pidfd = record.init.and_then(process::open).ok_or_else(|| anyhow!("{name}: it is not running"))?;
+    let pidfd = record.init.and_then(process::open).ok_or_else(|| not_running(options, &name))?;
     process::signal(std::os::fd::AsFd::as_fd(&pidfd), number).context("send the signal")?;
     Ok(DONE)
 }
@@ -378,7 +392,7 @@ pub fn freeze(options: &Options, names: &[String], freeze: bool) -> Result<i32> 
             (JailState::Up, true) => cgroup.freeze()?,
             (JailState::Frozen, false) => cgroup.thaw()?,
             (JailState::Up | JailState::Frozen, _) => {}
-            _ => bail!("{name}: it is not running"),
+            _ => return Err(not_running(options, &name)),
         }
     }
     Ok(DONE)

@@ -17,7 +17,7 @@ use crate::definition;
 use crate::desired::Paths;
 use crate::jail::JailName;
 use crate::keeper::{ROTATIONS, rotated};
-use crate::{diagnostic, log, source};
+use crate::{log, source};
 
 /// How a moment is written before each line, `2026-11-23T22:30:00.123456Z`: its length.
 const STAMP_BYTES: usize = 27;
@@ -60,8 +60,7 @@ fn must_be_known(options: &Options, paths: &Paths, name: &JailName) -> Result<()
     if has_state || known.iter().any(|other| other == name.as_str()) {
         return Ok(());
     }
-    let hint = diagnostic::did_you_mean(name.as_str(), known.iter().map(String::as_str));
-    bail!("no jail is named `{name}`{}", hint.map(|hint| format!(" ({hint})")).unwrap_or_default())
+    bail!("{}", super::jails::no_jail(name.as_str(), known.iter().map(String::as_str)))
 }
 
 fn logged(directory: &Path) -> Vec<String> {

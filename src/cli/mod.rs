@@ -71,7 +71,7 @@ fn dispatch(options: &Options) -> anyhow::Result<i32> {
         Command::Stop(stop) if stop.all => jails::stop_all(options),
         Command::Stop(stop) => jails::stop(options, &stop.names),
         Command::Restart(many) => jails::restart(options, &many.names),
-        Command::Kill(kill) => jails::kill(options, &kill.name, &kill.signal),
+        Command::Kill(kill) => jails::kill(options, &kill.name, kill.signal),
         Command::Freeze(many) => jails::freeze(options, &many.names, true),
         Command::Thaw(many) => jails::freeze(options, &many.names, false),
         Command::Exec(exec) => exec::exec(options, exec),

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use anyhow::{Result, anyhow};
+use anyhow::{Result, anyhow, bail};
 use serde_json::json;
 
 use super::{CHANGES, DONE, FAILED, INVALID, Options, output};
@@ -22,7 +22,8 @@ pub fn check(options: &Options, files: &[PathBuf]) -> Result<i32> {
         return Ok(INVALID);
     }
     if !options.json {
-        output::text(&format!("{} jails, no errors", desired.jails.len()));
+        let count = desired.jails.len();
+        output::text(&format!("{count} {}, no errors", if count == 1 { "jail" } else { "jails" }));
     } else if found.is_empty() {
         output::json_text(&output::envelope("diagnostics", json!([])));
     }
@@ -130,9 +131,7 @@ fn unknown_names(only: &[JailName], passed: &Passed) -> Result<()> {
             || passed.live.jails.contains_key(name);
         if !known {
             let names = passed.desired.jails.keys().map(JailName::as_str);
-            let hint =
-                diagnostic::did_you_mean(name.as_str(), names).map(|h| format!(" ({h})")).unwrap_or_default();
-            return Err(anyhow!("no jail is named `{name}`{hint}"));
+            bail!("{}", super::jails::no_jail(name.as_str(), names));
         }
     }
     Ok(())

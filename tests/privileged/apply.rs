@@ -113,3 +113,17 @@ fn apply_goes_on_when_nobody_reads_what_it_says() {
     assert_eq!(apply.wait().unwrap().code(), Some(0));
     assert_eq!((machine.state_of("a"), machine.state_of("b")), ("running".into(), "running".into()));
 }
+
+#[test]
+fn a_stranger_is_told_apart_from_a_jail_that_is_down() {
+    let Some(machine) = Machine::new() else { return };
+    machine.jail("web", &format!("enabled = false\n{SLEEP}"));
+    for (verb, status) in
+        [("freeze", 1), ("thaw", 1), ("kill", 1), ("stop", 1), ("console", 1), ("shell", 125)]
+    {
+        let said = machine.status(&[verb, "wbe"], status);
+        assert_eq!(said, "stockade: no jail is named `wbe` (did you mean `web`?)\n", "{verb}");
+    }
+    assert_eq!(machine.status(&["exec", "web", "--", "true"], 125), "stockade: web: it is not running\n");
+    assert_eq!(machine.status(&["freeze", "web"], 1), "stockade: web: it is not running\n");
+}

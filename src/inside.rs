@@ -240,7 +240,7 @@ pub fn send(program: &OwnedFd, visit: &Visit, limit: Duration) -> Result<()> {
     let input = child.stdin.take().ok_or_else(|| anyhow!("start a visit: it has no input"))?;
     serde_json::to_writer(input, visit).context("write a visit")?;
     let shown = visit.argv.join(" ");
-    match crate::execute::hook::wait(&mut child, limit).with_context(|| format!("`{shown}`"))? {
+    match crate::execute::hook::wait(&mut child, limit, &|| false).with_context(|| format!("`{shown}`"))? {
         Some(status) if status.success() => Ok(()),
         Some(status) => bail!("`{shown}` in the jail: {status}"),
         None => bail!("`{shown}` in the jail: not done after {} ms", limit.as_millis()),

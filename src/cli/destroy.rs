@@ -4,7 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 
-use anyhow::{Context, Result, anyhow, bail};
+use anyhow::{Context, Result, anyhow, bail, ensure};
 use serde_json::json;
 
 use super::command::Destroy;
@@ -51,6 +51,7 @@ pub fn destroy(options: &Options, asked: &Destroy) -> Result<i32> {
         ranges.entry(holder).or_default().push(number);
     }
     let doomed = Doomed { host, live, names, ranges };
+    execute::catch_interrupt()?;
     doomed.no_dependants()?;
     doomed.run(options)
 }
@@ -162,6 +163,7 @@ impl Doomed {
     }
 
     fn one(&self, name: &JailName) -> Result<()> {
+        ensure!(!execute::interrupted(), "interrupted");
         let journal = &self.host.journal;
         let lock = lock::jail(&journal.paths, name)?;
         match journal.record(name)? {

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 
 use crate::jail::Jail;
-use crate::step::Phase;
+use crate::step::{Phase, STOP};
 
 /// What a hook's environment tells of its jail; jail(8) has JID, JNAME and JPATH.
 pub struct Facts<'a> {
@@ -61,23 +61,30 @@ fn run_line(phase: Phase, line: &str, facts: &Facts<'_>) -> Result<()> {
     let what = || format!("exec.{phase} `{line}`");
     let mut child = command.spawn().with_context(what)?;
     crate::sys::process::be_ordinary_to_oom(child.id());
-    match wait(&mut child, Duration::from_millis(facts.jail.exec.timeout)).with_context(what)? {
+    // What stops or undoes is not cut short by the interrupt that it may answer.
+    let cut = || !STOP.contains(&phase) && super::interrupted();
+    match wait(&mut child, Duration::from_millis(facts.jail.exec.timeout), &cut).with_context(what)? {
         Some(status) if status.success() => Ok(()),
         Some(status) => bail!("{}: {status}", what()),
-        None if super::interrupted() => bail!("{}: interrupted", what()),
+        None if cut() => bail!("{}: interrupted", what()),
         None => bail!("{}: not done after {} ms", what(), facts.jail.exec.timeout),
     }
 }
 
-/// Waits, and kills the hook with everything it started in its process group when time is up.
-pub fn wait(child: &mut Child, limit: Duration) -> Result<Option<std::process::ExitStatus>> {
+/// Waits, and kills the hook with everything it started in its process group when time is up, or
+/// when it is cut short.
+pub fn wait(
+    child: &mut Child,
+    limit: Duration,
+    cut: &dyn Fn() -> bool,
+) -> Result<Option<std::process::ExitStatus>> {
     let end = Instant::now() + limit;
     let mut pause = Duration::from_micros(200);
     loop {
         if let Some(status) = child.try_wait().context("wait")? {
             return Ok(Some(status));
         }
-        if Instant::now() >= end || super::interrupted() {
+        if Instant::now() >= end || cut() {
             crate::sys::process::signal_group(child.id().cast_signed(), libc::SIGKILL);
             child.wait().context("wait")?;
             return Ok(None);

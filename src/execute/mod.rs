@@ -21,7 +21,7 @@ use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
-use anyhow::{Context, Result, anyhow};
+use anyhow::{Context, Result, anyhow, ensure};
 
 use crate::desired::{Desired, DesiredJail, HostConfig, IdPool};
 use crate::jail::{Jail, JailName};
@@ -60,7 +60,7 @@ pub fn catch_interrupt() -> Result<()> {
     let wait = move || {
         if signals.forever().next().is_some() {
             interrupt();
-            eprintln!("stockade: interrupted; undoing what is half-made");
+            eprintln!("stockade: interrupted; clearing up, once more to end at once");
         }
     };
     std::thread::Builder::new().spawn(wait).context("start a thread")?;
@@ -224,6 +224,7 @@ pub fn execute(
     let fell_back: Mutex<BTreeMap<JailName, String>> = Mutex::default();
     let done = |name: &JailName, half: Half| -> Result<()> {
         let action = actions.get(name).ok_or_else(|| anyhow!("{name}: not in the plan"))?;
+        ensure!(!interrupted(), "interrupted");
         let _lock = lock::jail(&host.journal.paths, name)?;
         if let Some(why) = run_half(host, desired, action, half)? {
             fell_back.lock().unwrap_or_else(PoisonError::into_inner).insert(name.clone(), why);

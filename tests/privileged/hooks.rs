@@ -138,3 +138,44 @@ fn dependencies_start_first_and_stop_last() {
     let lines = std::fs::read_to_string(&order).unwrap();
     assert_eq!(lines, "up c\nup b\nup a\ndown a\ndown b\ndown c\n");
 }
+
+/// Interrupts a verb once the jail's hooks have written `word`, and tells its exit status.
+fn interrupted(machine: &Machine, verb: &[&str], word: &str) -> Option<i32> {
+    let said = machine.path().join("said");
+    std::fs::write(&said, "").unwrap();
+    let mut child = machine.command(verb).spawn().unwrap();
+    machine.wait_until(word, || std::fs::read_to_string(&said).unwrap().contains(word));
+    crate::machine::kill(child.id().cast_signed(), rustix::process::Signal::INT);
+    child.wait().unwrap().code()
+}
+
+#[test]
+fn an_interrupt_undoes_a_start_hook_by_hook_and_cuts_no_stop_short() {
+    let Some(machine) = Machine::new() else { return };
+    let said = machine.path().join("said");
+    let tell =
+        |word: &str, more: &str| format!("{word} = ['echo {word} >> {}; sleep {more}']\n", said.display());
+    let words = || std::fs::read_to_string(&said).unwrap().lines().collect::<Vec<_>>().join(" ");
+    let hooks: String = [
+        ("prepare", "0"),
+        ("prestart", "0"),
+        ("poststart", "0.5"),
+        ("prestop", "0.5"),
+        ("poststop", "0.1"),
+        ("release", "0.1"),
+    ]
+    .map(|(word, more)| tell(word, more))
+    .concat();
+    machine.jail("a", &format!("template = 'host'\n[exec]\ncommand = ['sleep', '1000']\n{hooks}"));
+    for verb in [vec!["apply"], vec!["start", "a"]] {
+        assert_eq!(interrupted(&machine, &verb, "poststart"), Some(1), "{verb:?}");
+        assert_eq!(words(), "prepare prestart poststart poststop release", "{verb:?}");
+        assert_eq!(machine.state_of("a"), "stopped", "{verb:?}");
+    }
+    for verb in [vec!["stop", "a"], vec!["destroy", "--yes", "a"]] {
+        machine.good(&["start", "a"]);
+        assert_eq!(interrupted(&machine, &verb, "prestop"), Some(0), "{verb:?}");
+        assert_eq!(words(), "prestop poststop release", "{verb:?}");
+        assert_eq!(machine.state_of("a"), "stopped", "{verb:?}");
+    }
+}

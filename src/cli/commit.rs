@@ -2,23 +2,24 @@
 //! archive beside it: a layer as images have them, whose `.wh.` names take away.
 
 use std::collections::BTreeSet;
-use std::fs::{self, File};
+use std::fs::File;
 use std::io::Read;
 use std::os::fd::{AsFd, OwnedFd};
-use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use clap::Args;
 use clap_complete::ArgValueCandidates;
-use rustix::fs::OFlags;
+use rustix::fs::{Mode, OFlags};
 use serde_json::json;
 use sha2::{Digest, Sha256};
 
 use super::sandbox::{Seen, changes_of};
 use super::{DONE, Options, complete, output};
 use crate::jail::JailName;
+use crate::journal;
 use crate::root::diff::{Change, Kind};
+use crate::root::import::Place;
 use crate::root::pack::{Keep, Pack};
 use crate::sys::{file, process};
 
@@ -52,14 +53,17 @@ pub fn commit(options: &Options, asked: &CommitArgs) -> Result<i32> {
         seen.wanted.file.parent().and_then(Path::parent).context("find the templates")?.join("templates");
     let place = templates.join(name.as_str());
     ensure!(!place.exists(), "{} exists", place.display());
-    let new = templates.join(format!(".{name}.new"));
-    let made = make(&seen, &new, &parent, &asked.name).and_then(|count| {
-        fs::rename(&new, &place).with_context(|| format!("rename to {}", place.display())).map(|()| count)
-    });
-    if made.is_err() {
-        // The first error is the one to tell.
-        let _ = fs::remove_dir_all(&new);
-    }
+    journal::make_directory(&templates, 0o755)?;
+    let new = Place::make(&templates, &name)?;
+    let made = make(&seen, &new, &parent, &asked.name);
+    let made = match made {
+        Ok(count) => new.become_named(name.as_str().as_ref()).map(|_| count),
+        Err(error) => {
+            // The first error is the one to tell.
+            let _ = new.remove();
+            Err(error)
+        }
+    };
     let count = made.with_context(|| format!("commit {}", asked.name))?;
     if options.json {
         let item =
@@ -72,17 +76,9 @@ pub fn commit(options: &Options, asked: &CommitArgs) -> Result<i32> {
 }
 
 /// Fills the template's directory, which nobody sees by its name yet; gives the number of changes.
-fn make(seen: &Seen, new: &Path, parent: &str, jail: &str) -> Result<usize> {
-    if new.exists() {
-        // Of one that was cut off.
-        fs::remove_dir_all(new).with_context(|| format!("remove {}", new.display()))?;
-    }
-    fs::DirBuilder::new()
-        .recursive(true)
-        .mode(0o755)
-        .create(new)
-        .with_context(|| format!("make {}", new.display()))?;
-    let archive = new.join(ARCHIVE);
+fn make(seen: &Seen, new: &Place, parent: &str, jail: &str) -> Result<usize> {
+    rustix::fs::fchmod(&new.directory, Mode::from_raw_mode(0o755)).context("chmod the template")?;
+    let archive = new.path.join(ARCHIVE);
     let file = File::create(&archive).with_context(|| format!("create {}", archive.display()))?;
     let sides = seen.sides()?;
     let changes = changes_of(seen, &sides)?;
@@ -93,7 +89,7 @@ fn make(seen: &Seen, new: &Path, parent: &str, jail: &str) -> Result<usize> {
         "# What the jail {jail} had changed, made by `stockade commit`.\n\
          [base]\ntemplate = {parent:?}\nchanges = {ARCHIVE:?}\nsha256 = {digest:?}\n"
     );
-    fs::write(new.join("template.toml"), text).context("write template.toml")?;
+    journal::replace_synced(&new.path.join("template.toml"), text.as_bytes())?;
     Ok(changes.len())
 }
 

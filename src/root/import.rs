@@ -41,7 +41,7 @@ const WINDOW_LOG_MAX: u32 = 23;
 /// Names looked at in one directory.
 const NAMES_MAX: usize = 100_000;
 
-/// A directory that is being filled, for as long as this holds its lock.
+/// A directory that is being filled, by an import or `commit`, for as long as this holds its lock.
 pub struct Place {
     parent: OwnedFd,
     name: OsString,
@@ -73,7 +73,7 @@ impl Place {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
             other => other.with_context(|| format!("open {}", name.display()))?,
         };
-        ensure!(lock(&directory)?, "another import of that name goes on");
+        ensure!(lock(&directory)?, "another import or commit of that name goes on");
         Ok(Some(directory))
     }
 

@@ -31,6 +31,7 @@ pub fn look(machine: &Machine) -> Snapshot {
     all.insert("key of a jail's user", keys(machine));
     all.insert("file of the run directory", run_files(machine));
     all.insert("temporary file", temporaries(machine));
+    all.insert("lock without a jail", locks(machine));
     all.insert("id range without a jail", ids(machine));
     all.insert("half-made layer", layers(machine));
     all.insert("snapshot that is half made, or nobody's", changes(machine));
@@ -231,10 +232,21 @@ fn run_files(machine: &Machine) -> BTreeSet<String> {
 fn temporaries(machine: &Machine) -> BTreeSet<String> {
     let (run, state) = (machine.run_dir(), machine.state());
     let mut directories = vec![run.clone(), state.clone(), run.join("locks")];
+    directories.extend(["jails.d", "templates"].map(|name| machine.config().join(name)));
     directories.extend(entries(&run.join("jails")).into_iter().map(PathBuf::from));
     directories.extend(entries(&state.join("jails")).into_iter().map(PathBuf::from));
     let files = directories.iter().flat_map(|directory| entries(directory));
     files.filter(|path| path.contains("/.")).collect()
+}
+
+/// Of a jail that has neither files nor a record.
+fn locks(machine: &Machine) -> BTreeSet<String> {
+    let is_there = |name: &str| {
+        [machine.state(), machine.run_dir()].iter().any(|of| of.join("jails").join(name).exists())
+    };
+    let jail = |path: &String| path.rsplit('/').next().unwrap_or_default().trim_end_matches(".up").to_owned();
+    let locks = entries(&machine.run_dir().join("locks")).into_iter();
+    locks.filter(|path| !is_there(&jail(path))).collect()
 }
 
 fn entries(directory: &Path) -> Vec<String> {

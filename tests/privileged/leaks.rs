@@ -54,6 +54,7 @@ fn check_held(machine: &Machine, kind: &str, program: &[&str]) {
 fn a_leak_of_each_kind_is_seen() {
     let Some(machine) = Machine::new() else { return };
     machine.jail("a", SLEEP);
+    machine.write("templates/t/template.toml", "[base]\nhost = true\n");
     machine.good(&["apply"]);
     let base = machine.path().display().to_string();
     let cgroup = machine.cgroups()[0].display().to_string();
@@ -78,6 +79,18 @@ fn a_leak_of_each_kind_is_seen() {
         ("file of the run directory", "touch $0/run/exits/leak", "rm $0/run/exits/leak"),
         ("temporary file", "touch $0/run/jails/a/.record.json.7", "rm $0/run/jails/a/.record.json.7"),
         ("id range without a jail", "ln -s leak $0/state/ids/77", "rm $0/state/ids/77"),
+        ("temporary file", "touch $0/etc/templates/.leak", "rm $0/etc/templates/.leak"),
+        ("lock without a jail", "touch $0/run/locks/leak.up", "rm $0/run/locks/leak.up"),
+        (
+            "snapshot that is half made, or nobody's",
+            "mkdir -p $0/state/changes/leak/upper",
+            "rm -r $0/state/changes/leak",
+        ),
+        (
+            "snapshot that is half made, or nobody's",
+            "mkdir -p $0/state/pending; touch $0/state/pending/leak",
+            "rm $0/state/pending/leak",
+        ),
         ("half-made layer", "mkdir $0/state/layers/.leak", "rmdir $0/state/layers/.leak"),
     ] {
         let filled = |script: &str| script.replace("$0", &base).replace("$1", &cgroup);

@@ -4,7 +4,7 @@ use std::fs::{self, File};
 use std::io::Write;
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use rustix::fs::{CWD, RenameFlags, renameat_with};
 
@@ -22,18 +22,35 @@ pub enum Style {
     Sed,
     /// git: the old file is unlinked, and a new one made.
     Unlink,
+    /// tar, rsync -t: a new file with a time of years ago.
+    Old,
+    /// One from a machine whose clock is ahead.
+    Ahead,
+    /// In place, and the old file's time is put back.
+    Timeless,
 }
 
 impl Style {
     /// A pass that falls in between reads an empty file, or half of the text.
     pub fn shows_halves(self) -> bool {
-        matches!(self, Self::InPlace | Self::Halves)
+        matches!(self, Self::InPlace | Self::Halves | Self::Timeless)
     }
 }
 
-pub const STYLES: [Style; 6] =
-    [Style::InPlace, Style::Halves, Style::Rename, Style::Backup, Style::Sed, Style::Unlink];
+pub const STYLES: [Style; 9] = [
+    Style::InPlace,
+    Style::Halves,
+    Style::Rename,
+    Style::Backup,
+    Style::Sed,
+    Style::Unlink,
+    Style::Old,
+    Style::Ahead,
+    Style::Timeless,
+];
 
+/// Ten years.
+const LONG: Duration = Duration::from_hours(10 * 365 * 24);
 /// Between two writes of a slow editor; far below the daemon's patience.
 const SLOW: Duration = Duration::from_millis(20);
 
@@ -63,7 +80,20 @@ pub fn edit(path: &Path, text: &str, style: Style) {
             remove(path);
             fs::write(path, text).unwrap();
         }
+        Style::Old => dated(&beside(format!(".{name}.new")), path, text, SystemTime::now() - LONG),
+        Style::Ahead => dated(&beside(format!(".{name}.new")), path, text, SystemTime::now() + LONG),
+        Style::Timeless => {
+            let before = fs::metadata(path).and_then(|found| found.modified());
+            fs::write(path, text).unwrap();
+            File::open(path).unwrap().set_modified(before.unwrap_or(SystemTime::UNIX_EPOCH)).unwrap();
+        }
     }
+}
+
+fn dated(new: &Path, path: &Path, text: &str, modified: SystemTime) {
+    fs::write(new, text).unwrap();
+    File::open(new).unwrap().set_modified(modified).unwrap();
+    fs::rename(new, path).unwrap();
 }
 
 fn over(new: &Path, path: &Path, text: &str) {

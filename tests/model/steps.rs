@@ -44,6 +44,8 @@ pub enum Step {
     Flood(usize, Definition),
     DriftLimit(usize),
     DriftFile(usize),
+    /// By so many hours, as it looks to all times that were written down before.
+    SetClock(i64),
     FillDisk,
     FreeDisk,
 }
@@ -134,6 +136,7 @@ fn any_step() -> BoxedStrategy<Step> {
         1 => jail_and_definition().prop_map(|(at, new)| Step::Flood(at, new)),
         2 => at().prop_map(Step::DriftLimit),
         2 => at().prop_map(Step::DriftFile),
+        2 => select(vec![-25, -1, 1, 1_000]).prop_map(Step::SetClock),
         1 => Just(Step::FillDisk),
     ]
     .boxed()
@@ -253,7 +256,7 @@ fn happens(model: &mut Model, step: &Step) {
             model.start(*at);
         }
         Step::Apply => pass_by_hand(model),
-        Step::Reload | Step::DriftLimit(_) | Step::DriftFile(_) => {}
+        Step::Reload | Step::DriftLimit(_) | Step::DriftFile(_) | Step::SetClock(_) => {}
         Step::KillInit(at) | Step::KillInitInTheFuture(at) => model.end(*at),
         Step::KillKeeper(at) => {
             if let Some(running) = &mut model.jails[*at].running {

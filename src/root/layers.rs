@@ -195,6 +195,8 @@ fn fill(
         let written = manifest::write(site.state, &layer.id, &root);
         synced.join().map_err(|_| anyhow::anyhow!("the syncing thread died"))?.and(written)
     })?;
+    // What comes after the rename may be cut off, and nobody builds a layer that is there.
+    removal::remove(layers, aside)?;
     rustix::fs::renameat(layers, building, layers, layer.id.as_str()).context("rename into place")?;
     rustix::fs::fsync(layers).context("sync the directory of layers")
 }

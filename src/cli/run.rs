@@ -35,7 +35,10 @@ pub fn run(options: &Options, asked: &Run) -> Result<i32> {
     let first_id = ids::first(host.config.ids, slot.number);
     let lock = lock::alone(paths, &name)?.ok_or_else(|| anyhow!("a jail named {name} runs already"))?;
     let status = in_jail(&host, &wanted, first_id, asked);
-    lock::give_up(lock, paths, &name)?;
+    // What could not be removed is left to the next pass, which knows it by the lock.
+    if status.is_ok() || !execute::cgroup(&host, &name)?.exists() {
+        lock::give_up(lock, paths, &name)?;
+    }
     status
 }
 

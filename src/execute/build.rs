@@ -97,13 +97,13 @@ fn in_jail(host: &Host, spec: &Spec, limit: Duration, progress: Progress<'_>) ->
     let (jail, parent) = (&spec.jail, &host.config.cgroup);
     let needs = Needs::of(jail);
     let paths = &host.journal.paths;
-    // By which the next pass knows that this lives.
+    // By it the next pass knows what lives, and what could not be removed.
     let instance = lock::instance(paths, &jail.name)?;
     let cgroup = Cgroup::create(&host.hierarchies, parent, jail.name.as_str(), &jail.limits, &needs)?;
     let ran = start(host, spec, limit).and_then(|program| program.finish(progress));
     let removed = cgroup.kill_all().and_then(|()| cgroup.remove());
-    let unlocked = lock::give_up(instance, paths, &jail.name);
-    ran.and(removed).and(unlocked)
+    let unlocked = removed.and_then(|()| lock::give_up(instance, paths, &jail.name));
+    ran.and(unlocked)
 }
 
 /// The process beside the jail, with the lines' output as its own.

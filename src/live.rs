@@ -4,6 +4,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
+use std::net::IpAddr;
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
@@ -34,6 +35,8 @@ pub struct LiveJail {
     pub record: Option<Record>,
     /// Keys as found in the kernel now, for those that can be read back.
     pub observed: Settings,
+    /// Gateways of the default routes that it has now, where it has a link.
+    pub default_routes: Option<Vec<IpAddr>>,
     /// Rendered files found different from what was written, by target.
     pub changed_files: BTreeSet<PathBuf>,
     /// Stopped by hand with `stockade stop`, until `start`: sticky.

@@ -1,6 +1,8 @@
 //! What is: looks at the journal, /proc, the cgroups, the network and the rendered files, and
 //! fills in `live`. Changes nothing, decides nothing.
 
+mod within;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
@@ -68,9 +70,10 @@ fn jails(
     if jails.values().any(has_link) {
         let links = links.unwrap_or_else(network::observe).context("look at the jails' links")?;
         for jail in jails.values_mut() {
-            observe_link(jail, &links);
+            observe_link(jail, &links, host);
         }
     }
+    within::look(&mut jails)?;
     Ok(jails)
 }
 
@@ -93,7 +96,7 @@ pub fn one(
     let mut jail = look(journal, host, hierarchies, name, journal.record(name)?)?;
     jail.restarts = journal.restarts(name)?;
     if has_link(&jail) {
-        observe_link(&mut jail, &network::observe()?);
+        observe_link(&mut jail, &network::observe()?, host);
     }
     Ok(jail)
 }
@@ -208,16 +211,30 @@ fn state(record: &Record, parent: Option<i32>, exit: Option<&Exit>) -> JailState
     }
 }
 
+/// The bridge by its name, and what keeps it from carrying anything: nothing else has that name.
+fn joined(link: Option<&Observed>, host: &HostConfig) -> String {
+    let Some((link, port)) = link.and_then(|link| Some((link, link.bridge.as_ref()?))) else {
+        return String::new();
+    };
+    let wanted = host.bridges.get(&port.bridge).map(|bridge| bridge.address.as_slice());
+    let missing = wanted.unwrap_or_default().iter().find(|address| !port.addresses.contains(address));
+    match missing {
+        _ if !link.up => format!("{} (the jail's port is down)", port.bridge),
+        _ if !port.up => format!("{} (down)", port.bridge),
+        Some(address) => format!("{} (without {address})", port.bridge),
+        None => port.bridge.clone(),
+    }
+}
+
 /// What the host end of the jail's link is: a port of which bridge, and the addresses inside,
 /// written as the definition writes them.
-fn observe_link(jail: &mut LiveJail, links: &BTreeMap<String, Observed>) {
+fn observe_link(jail: &mut LiveJail, links: &BTreeMap<String, Observed>, host: &HostConfig) {
     if !has_link(jail) {
         return;
     }
     let Some(record) = &jail.record else { return };
     let found = links.get(&network::host_link(&record.name));
-    let bridge = found.and_then(|link| link.bridge.clone()).unwrap_or_default();
-    jail.observed.insert("network.bridge".into(), bridge.into());
+    jail.observed.insert("network.bridge".into(), joined(found, host).into());
     if !record.settings.contains_key("network.address") {
         return;
     }

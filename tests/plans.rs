@@ -68,6 +68,7 @@ struct Seen {
     exit: Option<String>,
     /// Normalised keys as read back.
     observed: Settings,
+    default_routes: Option<Vec<std::net::IpAddr>>,
     changed_files: BTreeSet<PathBuf>,
 }
 
@@ -273,6 +274,7 @@ fn live_jail(seen: &Seen, then: LiveJail) -> LiveJail {
         state: state(&seen.state),
         record,
         observed: seen.observed.clone(),
+        default_routes: seen.default_routes.clone(),
         changed_files: seen.changed_files.clone(),
         held: seen.held,
         restarts: Restarts { not_before_ms, crash_loop: seen.crash_loop, ..Restarts::default() },

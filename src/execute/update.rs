@@ -29,7 +29,7 @@ pub fn update(host: &Host, wanted: &DesiredJail, action: &Action, mut record: Re
     if has("network.bridge") {
         rejoin(host, &before, &record)?;
     }
-    if has("network.address") {
+    if ["address", "gateway", "mac", "mtu"].iter().any(|key| has(&format!("network.{key}"))) {
         addresses(host, &after, &record)?;
     }
     if has("host.hostname") || has("host.domainname") {

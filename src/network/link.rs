@@ -145,6 +145,8 @@ fn gateways(spec: &Spec, index: u32) -> impl Iterator<Item = Request> {
 pub fn readdress(spec: &Spec, netns: BorrowedFd<'_>) -> Result<()> {
     let mut netlink = Netlink::open_in(netns)?;
     let index = inner(&netlink, spec)?;
+    let mac = LinkAttribute::Address(spec.mac.to_vec());
+    netlink.send(&[message::change(&spec.inside, vec![mac], false)])?;
     netlink.send(&raise(spec))?;
     if !spec.addresses.is_empty() {
         let present = addresses(&mut netlink, spec, index)?;

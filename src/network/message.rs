@@ -183,6 +183,37 @@ pub fn default_route(spec: &Spec, index: u32, gateway: IpAddr) -> Request {
     Request::new(what, Message::NewRoute(message), NLM_F_CREATE | NLM_F_REPLACE)
 }
 
+/// Every route of both families.
+pub fn list_routes() -> Request {
+    let mut message = RouteMessage::default();
+    message.header.table = RouteHeader::RT_TABLE_MAIN;
+    Request::new("list routes".to_owned(), Message::GetRoute(message), 0)
+}
+
+const RTA_GATEWAY: u16 = 5;
+const RTA_PRIORITY: u16 = 6;
+/// Length of `struct rtmsg`.
+const ROUTE_HEADER_BYTES: usize = 12;
+
+/// Reads an `RTM_NEWROUTE` payload: the gateway of a default route, if its metric is the one that
+/// [`default_route`] leaves to the kernel, so that setting it again would replace it.
+pub fn read_default_route(payload: &[u8]) -> Option<IpAddr> {
+    let &[_, prefix, ..] = payload.first_chunk::<ROUTE_HEADER_BYTES>()?;
+    let (mut gateway, mut metric) = (None, 0);
+    for (kind, value) in Attributes(payload.get(ROUTE_HEADER_BYTES..)?) {
+        match kind {
+            RTA_GATEWAY => gateway = ip(value),
+            RTA_PRIORITY => metric = number(value)?,
+            _ => {}
+        }
+    }
+    let ours = |gateway: &IpAddr| metric == if gateway.is_ipv4() { 0 } else { IP6_RT_PRIO_USER };
+    gateway.filter(|gateway| prefix == 0 && ours(gateway))
+}
+
+/// linux/ipv6_route.h: the metric of a route that is set without one.
+const IP6_RT_PRIO_USER: u32 = 1024;
+
 /// A route to one address straight over a link.
 #[cfg(test)]
 pub fn on_link_route(index: u32, network: &Network) -> Request {
@@ -211,6 +242,7 @@ pub struct Link {
     pub kind: String,
     pub alias: String,
     pub mac: Vec<u8>,
+    pub mtu: Option<u32>,
     /// Both ends are up and joined.
     pub running: bool,
     pub up: bool,
@@ -223,6 +255,7 @@ pub struct Link {
 
 const IFLA_ADDRESS: u16 = 1;
 const IFLA_IFNAME: u16 = 3;
+const IFLA_MTU: u16 = 4;
 const IFLA_LINK: u16 = 5;
 const IFLA_MASTER: u16 = 10;
 const IFLA_LINKINFO: u16 = 18;
@@ -255,6 +288,7 @@ impl Link {
             IFLA_ADDRESS => self.mac = value.to_vec(),
             IFLA_IFNAME => self.name = text(value),
             IFLA_IFALIAS => self.alias = text(value),
+            IFLA_MTU => self.mtu = number(value),
             IFLA_LINK => self.peer = number(value),
             IFLA_MASTER => self.controller = number(value),
             IFLA_LINK_NETNSID => self.nsid = number(value).map(u32::cast_signed),

@@ -7,6 +7,7 @@
 #![forbid(unsafe_code)]
 
 mod bridge;
+mod inside;
 mod link;
 mod message;
 mod observe;
@@ -20,11 +21,12 @@ use std::net::{IpAddr, Ipv6Addr};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
-use crate::desired::HostConfig;
+use crate::desired::{Bridge, HostConfig};
 use crate::jail::{Jail, JailName, Network, NetworkMode};
 use crate::template::hex;
 
 pub use bridge::{ensure_bridge, is_unused_bridge, remove_bridge_if_unused};
+pub use inside::{Inside, look_inside};
 pub use link::{configure, connect, disconnect, readdress, rejoin};
 pub use observe::{Observed, observe};
 pub use texts::{hosts, resolv};
@@ -63,8 +65,8 @@ pub fn spec(jail: &Jail, host: &HostConfig) -> Option<Spec> {
     if jail.network.mode != NetworkMode::Vnet {
         return None;
     }
-    let name = jail.network.bridge.as_deref().unwrap_or(DEFAULT_BRIDGE);
-    let bridge = host.bridges.get(name).cloned().unwrap_or_default();
+    let (name, bridge) = bridge_of(jail, host);
+    let bridge = bridge.cloned().unwrap_or_default();
     Some(Spec {
         name: jail.name.clone(),
         bridge: name.to_owned(),
@@ -77,6 +79,21 @@ pub fn spec(jail: &Jail, host: &HostConfig) -> Option<Spec> {
         bridge_addresses: bridge.address,
         bridge_mtu: bridge.mtu,
     })
+}
+
+fn bridge_of<'a>(jail: &'a Jail, host: &'a HostConfig) -> (&'a str, Option<&'a Bridge>) {
+    let name = jail.network.bridge.as_deref().unwrap_or(DEFAULT_BRIDGE);
+    (name, host.bridges.get(name))
+}
+
+/// The gateways of the default routes that `jail` is to have.
+pub fn default_routes(jail: &Jail, host: &HostConfig) -> Vec<IpAddr> {
+    let bridge = bridge_of(jail, host).1;
+    if jail.network.mode == NetworkMode::Vnet {
+        routes(jail, bridge.map_or(&[], |bridge| &bridge.address))
+    } else {
+        Vec::new()
+    }
 }
 
 /// The jail's own gateways, and the bridge's address for a family in which the jail has an
@@ -117,6 +134,11 @@ pub fn parse_mac(text: &str) -> Option<[u8; 6]> {
         *byte = digits.then(|| u8::from_str_radix(part, 16).ok()).flatten()?;
     }
     (mac[0] & 1 == 0 && mac != [0; 6]).then_some(mac)
+}
+
+/// The address as [`parse_mac`] reads it.
+pub fn show_mac(mac: [u8; 6]) -> String {
+    mac.map(|byte| format!("{byte:02x}")).join(":")
 }
 
 /// `02` says that no manufacturer gave the address out (IEEE 802, locally administered).
@@ -172,7 +194,7 @@ fn contains(network: &Network, address: IpAddr) -> bool {
 #[cfg(test)]
 mod pure {
     use super::*;
-    use crate::desired::{Bridge, IdPool, Paths};
+    use crate::desired::{IdPool, Paths};
     use crate::jail::Settings;
 
     fn network(text: &str) -> Network {

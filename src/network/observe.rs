@@ -1,11 +1,13 @@
 //! What every jail's link and addresses are now, seen from the host without entering a jail.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use anyhow::Result;
 use nix::errno::Errno;
 
 use super::HOST_LINK_PREFIX;
+use super::bridge::read;
 use super::message::{self, Link};
 use crate::cores;
 use crate::jail::Network;
@@ -17,9 +19,18 @@ pub struct Observed {
     /// Global addresses of the link inside, in the kernel's order; link-local ones are left out.
     pub addresses: Vec<Network>,
     /// The bridge that the host end is a port of.
-    pub bridge: Option<String>,
-    /// Both ends are up.
+    pub bridge: Option<Arc<Port>>,
+    /// The host end is up, whatever the other one is.
     pub up: bool,
+}
+
+/// A bridge that jails are joined to.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Port {
+    pub bridge: String,
+    pub up: bool,
+    /// The host's global addresses on it.
+    pub addresses: Vec<Network>,
 }
 
 /// All jails' links, by the name of the host end. One list of links, then one question for each
@@ -41,8 +52,8 @@ fn observe_each(links: &[Link]) -> Result<Vec<(String, Observed)>> {
     let mut observed = Vec::with_capacity(links.len());
     for link in links {
         let Some(addresses) = addresses(&mut netlink, link)? else { continue };
-        let bridge = bridge(&netlink, &mut bridges, link.controller)?;
-        observed.push((link.name.clone(), Observed { addresses, bridge, up: link.running }));
+        let bridge = bridge(&mut netlink, &mut bridges, link.controller)?;
+        observed.push((link.name.clone(), Observed { addresses, bridge, up: link.up }));
     }
     Ok(observed)
 }
@@ -68,17 +79,27 @@ fn addresses(netlink: &mut Netlink, link: &Link) -> Result<Option<Vec<Network>>>
     }
 }
 
-/// The name of the bridge with this index, asked for once.
+/// The bridge with this index, looked at once.
 fn bridge(
-    netlink: &Netlink,
-    known: &mut BTreeMap<u32, Option<String>>,
+    netlink: &mut Netlink,
+    known: &mut BTreeMap<u32, Option<Arc<Port>>>,
     index: Option<u32>,
-) -> Result<Option<String>> {
+) -> Result<Option<Arc<Port>>> {
     let Some(index) = index else { return Ok(None) };
-    if let Some(name) = known.get(&index) {
-        return Ok(name.clone());
+    if let Some(port) = known.get(&index) {
+        return Ok(port.clone());
     }
-    let name = netlink.name(index)?;
-    known.insert(index, name.clone());
-    Ok(name)
+    let port = match netlink.name(index)? {
+        Some(name) => port(netlink, name, index)?.map(Arc::new),
+        None => None,
+    };
+    known.insert(index, port.clone());
+    Ok(port)
+}
+
+fn port(netlink: &mut Netlink, name: String, index: u32) -> Result<Option<Port>> {
+    let Some(link) = read(netlink, &name)? else { return Ok(None) };
+    let request = message::list_addresses(&name, index, None);
+    let addresses = netlink.dump(&request, |payload| message::read_address(payload, index))?;
+    Ok(Some(Port { bridge: name, up: link.up, addresses }))
 }

@@ -6,6 +6,7 @@ use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use netlink_packet_route::link::LinkAttribute;
@@ -13,8 +14,8 @@ use nix::sched::{CloneFlags, unshare};
 use nix::sys::resource::{UsageWho, getrusage};
 
 use super::message::{self, Link};
+use super::observe::Port;
 use super::*;
-use crate::desired::Bridge;
 use crate::sys::netlink::{Netlink, in_netns};
 
 /// How long a packet, or the end of a network namespace, is waited for.
@@ -156,7 +157,10 @@ fn a_jail_is_connected_and_read_back() {
         })
         .unwrap();
         let observed = observe().unwrap();
-        let expect = Observed { addresses: spec.addresses.clone(), bridge: Some("sbtest".into()), up: true };
+        let bridge = vec![network("10.77.0.1/16"), network("fd77::1/64")];
+        let port = Port { bridge: "sbtest".into(), up: true, addresses: bridge };
+        let addresses = spec.addresses.clone();
+        let expect = Observed { addresses, bridge: Some(Arc::new(port)), up: true };
         assert_eq!(observed, BTreeMap::from([(spec.host_link.clone(), expect)]));
         assert!(!remove_bridge_if_unused("sbtest").unwrap());
     });
@@ -261,6 +265,36 @@ fn addresses_of_the_jails_own_stay() {
 }
 
 #[test]
+fn what_is_inside_is_read_and_set_back() {
+    on_a_host(|| {
+        ensure_test_bridge();
+        let spec = Spec { mtu: Some(1400), ..spec_of(1) };
+        let jail = start(&spec);
+        let look = || {
+            let look = || look_inside(jail.as_fd()).unwrap();
+            std::thread::scope(|scope| scope.spawn(look).join().unwrap())
+        };
+        let expect = Inside { mac: Some(spec.mac), mtu: Some(1400), routes: spec.routes.clone() };
+        assert_eq!(look(), expect);
+        let attributes = vec![LinkAttribute::Mtu(1300), LinkAttribute::Address(vec![2, 0, 0, 0, 0, 1])];
+        in_netns(jail.as_fd(), || {
+            by_hand(&[message::change(INSIDE, attributes, false)]);
+            let other = Spec { routes: vec!["10.77.0.9".parse().unwrap()], ..spec.clone() };
+            by_hand(&[message::default_route(&other, link(INSIDE).unwrap().index, other.routes[0])]);
+        })
+        .unwrap();
+        let found = Inside {
+            mac: Some([2, 0, 0, 0, 0, 1]),
+            mtu: Some(1300),
+            routes: vec!["10.77.0.9".parse().unwrap(), "fd77::1".parse().unwrap()],
+        };
+        assert_eq!(look(), found);
+        readdress(&spec, jail.as_fd()).unwrap();
+        assert_eq!(look(), expect);
+    });
+}
+
+#[test]
 fn a_port_taken_away_rejoins() {
     on_a_host(|| {
         ensure_test_bridge();
@@ -269,7 +303,7 @@ fn a_port_taken_away_rejoins() {
         by_hand(&[message::change(&spec.host_link, vec![LinkAttribute::Controller(0)], false)]);
         assert_eq!(observe().unwrap()[&spec.host_link].bridge, None);
         rejoin(&spec, jail.as_fd()).unwrap();
-        assert_eq!(observe().unwrap()[&spec.host_link].bridge.as_deref(), Some("sbtest"));
+        assert_eq!(observe().unwrap()[&spec.host_link].bridge.as_ref().unwrap().bridge, "sbtest");
         let before = observe().unwrap()[&spec.host_link].clone();
         by_hand(&[message::delete_link(&spec.host_link, link(&spec.host_link).unwrap().index)]);
         rejoin(&spec, jail.as_fd()).unwrap();

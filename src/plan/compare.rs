@@ -2,21 +2,25 @@
 //! against what the kernel shows. Finds differences and names their cost; decides nothing.
 
 use std::collections::BTreeSet;
+use std::net::IpAddr;
 use std::path::Path;
 
 use sha2::{Digest, Sha256};
 
 use super::Change;
-use crate::desired::{DesiredJail, DesiredRoot, OnChange};
+use crate::desired::{DesiredJail, DesiredRoot, HostConfig, OnChange};
 use crate::jail::Settings;
 use crate::keys::{self, Cost};
 use crate::live::{LiveJail, Record};
-use crate::network::DEFAULT_BRIDGE;
+use crate::network::{self, DEFAULT_BRIDGE};
 use crate::root::files::digest;
 use crate::template::hex;
 
-/// Told apart because setting it back costs less than changing it.
+/// Told apart because setting them back costs less than changing them.
 const BRIDGE: &str = "network.bridge";
+const SET_BACK_LIVE: &[&str] = &["network.mac", "network.mtu"];
+/// Told apart because its default is the bridge's own addresses.
+pub const ROUTES: &str = "network.gateway";
 /// How much of a digest is shown.
 const SHORT_DIGITS: usize = 8;
 
@@ -127,8 +131,14 @@ fn file_change(target: &Path, from: Option<String>, to: Option<String>, cost: Co
 /// What was changed outside stockade, keys first, then files. What the definition asks for by
 /// now is no drift, nor is a file or key that the definition changes anyway without a value to
 /// go back to. Setting back never throws a root away, so nothing here costs more than a restart.
-pub fn drift(seen: &LiveJail, record: &Record, wanted: &DesiredJail, changes: &[Change]) -> Vec<Change> {
+pub fn drift(
+    seen: &LiveJail,
+    record: &Record,
+    (wanted, host): (&DesiredJail, &HostConfig),
+    changes: &[Change],
+) -> Vec<Change> {
     let mut drift: Vec<Change> = bridge_drift(seen, record, changes).into_iter().collect();
+    drift.extend(route_drift(seen, wanted, host, changes));
     for (key, found) in seen.observed.iter().filter(|(key, _)| *key != BRIDGE) {
         let (Some(set), Some(want)) = (record.settings.get(key), wanted.settings.get(key)) else {
             continue;
@@ -136,7 +146,8 @@ pub fn drift(seen: &LiveJail, record: &Record, wanted: &DesiredJail, changes: &[
         if found == set || found == want {
             continue;
         }
-        let cost = keys::cost(key).min(Cost::Restart);
+        let live = SET_BACK_LIVE.contains(&key.as_str());
+        let cost = keys::cost(key).min(if live { Cost::Live } else { Cost::Restart });
         // A key that touches nothing running has nothing in the kernel to set back.
         if cost > Cost::None {
             let (from, to) = (Some(keys::show(key, set)), Some(keys::show(key, found)));
@@ -157,6 +168,25 @@ fn bridge_drift(seen: &LiveJail, record: &Record, changes: &[Change]) -> Option<
     }
     let to = (!found.is_empty()).then(|| found.to_owned());
     Some(Change { key: BRIDGE.to_owned(), from: Some(set.to_owned()), to, cost: Cost::Live })
+}
+
+/// A default route that is gone, or leads elsewhere. With the network about to change it is not
+/// this definition's yet.
+fn route_drift(
+    seen: &LiveJail,
+    wanted: &DesiredJail,
+    host: &HostConfig,
+    changes: &[Change],
+) -> Option<Change> {
+    let found = seen.default_routes.as_ref()?;
+    let routes = network::default_routes(&wanted.jail, host);
+    let changing = changes.iter().any(|change| change.key.starts_with("network."));
+    if changing || routes.iter().all(|route| found.contains(route)) {
+        return None;
+    }
+    let show = |routes: &[IpAddr]| keys::show(ROUTES, &serde_json::json!(routes));
+    let to = (!found.is_empty()).then(|| show(found));
+    Some(Change { key: ROUTES.to_owned(), from: Some(show(&routes)), to, cost: Cost::Live })
 }
 
 fn file_drift(

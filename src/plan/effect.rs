@@ -5,6 +5,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use super::compare::ROUTES;
 use super::{Action, ActionKind, Plan};
 use crate::desired::{Desired, DesiredJail};
 use crate::jail::{JailName, Settings};
@@ -79,6 +80,7 @@ fn stop(live: &mut Live, name: &JailName) {
         seen.exit = Some(exit);
     }
     seen.observed.clear();
+    seen.default_routes = None;
     seen.changed_files.clear();
     if let Some(record) = &mut seen.record {
         (record.stopping, record.phase) = (true, Phase::Release);
@@ -138,6 +140,9 @@ fn update(live: &mut Live, action: &Action, wanted: &DesiredJail) {
             record.files.insert(file.target.clone(), stamp);
             seen.changed_files.remove(&file.target);
             continue;
+        }
+        if change.key == ROUTES {
+            seen.default_routes = None;
         }
         set(&mut record.settings, &change.key, wanted);
         if seen.observed.contains_key(&change.key) {

@@ -4,7 +4,7 @@
 use std::fmt;
 
 use super::{Action, ActionKind, Change, Options, Postponed, compare, volume};
-use crate::desired::{Desired, DesiredJail};
+use crate::desired::{Desired, DesiredJail, HostConfig};
 use crate::jail::{JailName, RestartPolicy};
 use crate::keys::Cost;
 use crate::live::{Exit, JailState, Live, LiveJail};
@@ -65,7 +65,7 @@ pub fn judge(name: &JailName, desired: &Desired, live: &Live, options: &Options)
         Some(_) if thrown_away && seen.state != JailState::Down => {
             refuse("a jail of `stockade run` has this name".to_owned())
         }
-        Some(wanted) => judge_wanted(name, wanted, seen, live, options),
+        Some(wanted) => judge_wanted((name, wanted), (seen, live), &desired.host, options),
         None if desired.complete && (seen.record.is_some() || runs(&seen.state)) && !thrown_away => {
             remove(name)
         }
@@ -86,10 +86,9 @@ fn act(action: Action) -> Judgement {
 }
 
 fn judge_wanted(
-    name: &JailName,
-    wanted: &DesiredJail,
-    seen: &LiveJail,
-    live: &Live,
+    (name, wanted): (&JailName, &DesiredJail),
+    (seen, live): (&LiveJail, &Live),
+    host: &HostConfig,
     options: &Options,
 ) -> Judgement {
     if wanted.jail.enabled
@@ -101,7 +100,7 @@ fn judge_wanted(
     let mut changes = seen.record.as_ref().map(|record| compare::changes(record, wanted)).unwrap_or_default();
     volume::weigh(&mut changes, wanted, seen, live);
     let judgement = match wish(wanted, seen, !changes.is_empty(), live.now_ms) {
-        Wish::Up => bring_up((name, wanted), (seen, live), changes, options),
+        Wish::Up => bring_up((name, wanted), (seen, live), host, changes, options),
         Wish::Later(at_ms) => wait(name, seen, at_ms, live.now_ms),
         Wish::Down(reason) => keep_down(name, seen, reason),
     };
@@ -198,6 +197,7 @@ fn keep_down(name: &JailName, seen: &LiveJail, reason: Reason) -> Judgement {
 fn bring_up(
     (name, wanted): (&JailName, &DesiredJail),
     (seen, live): (&LiveJail, &Live),
+    host: &HostConfig,
     changes: Vec<Change>,
     options: &Options,
 ) -> Judgement {
@@ -208,7 +208,7 @@ fn bring_up(
     }
     let mut drift = history(seen);
     if let (JailState::Up | JailState::Frozen, Some(record)) = (&seen.state, &seen.record) {
-        drift.extend(compare::drift(seen, record, wanted, &changes));
+        drift.extend(compare::drift(seen, record, (wanted, host), &changes));
     }
     let steady = matches!(seen.state, JailState::Up | JailState::Frozen);
     let asked = options.again && runs(&seen.state) && options.only.contains(name);

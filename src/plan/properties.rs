@@ -197,6 +197,7 @@ fn seen() -> impl Strategy<Value = Seen> {
                 state,
                 record: None,
                 observed,
+                default_routes: None,
                 changed_files,
                 held,
                 restarts,

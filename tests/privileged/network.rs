@@ -59,6 +59,49 @@ fn addresses_change_while_the_jail_runs_and_drift_is_repaired() {
 }
 
 #[test]
+fn what_a_link_leads_to_and_a_name_are_set_back_while_the_jail_runs() {
+    let Some(machine) = Machine::new() else { return };
+    machine.host(HOST);
+    let more = "mtu = 1400\nmac = '02:00:5E:10:00:01'\n[host]\nhostname = 'known'\n";
+    machine.jail("a", &format!("{SLEEP}{}{more}", vnet("10")));
+    machine.good(&["apply"]);
+    assert_eq!(machine.good(&["plan"]), "No changes.\n");
+    let pid = machine.pid("a");
+    let [net, uts] = ["net", "uts"].map(|kind| format!("--{kind}=/proc/{pid}/ns/{kind}"));
+    let port = String::from_utf8(machine.outside(&["ls", "/sys/class/net"]).stdout).unwrap();
+    let port = port.lines().find(|name| name.starts_with("sj")).unwrap();
+    let inside = |line: &'static str| [vec!["nsenter", &net], line.split(' ').collect()].concat();
+    for (by_hand, drift) in [
+        (inside("ip route del default"), "network.gateway [\"10.77.0.1\", \"fd77::1\"] -> [\"fd77::1\"]"),
+        (inside("ip route replace default via 10.77.0.9"), "-> [\"10.77.0.9\", \"fd77::1\"]"),
+        (inside("ip -6 route del default"), "-> [\"10.77.0.1\"]"),
+        (inside("ip link set eth0 down"), "network.gateway"),
+        (inside("ip link set eth0 mtu 1300"), "network.mtu 1400 -> 1300"),
+        (
+            inside("ip link set eth0 address 02:00:00:00:00:01"),
+            "network.mac 02:00:5e:10:00:01 -> 02:00:00:00:00:01",
+        ),
+        (
+            vec!["ip", "link", "set", port, "down"],
+            "network.bridge stockade0 -> stockade0 (the jail's port is down)",
+        ),
+        (vec!["ip", "link", "set", "stockade0", "down"], "network.bridge stockade0 -> stockade0 (down)"),
+        (vec!["ip", "addr", "flush", "dev", "stockade0"], "stockade0 (without 10.77.0.1/24)"),
+        (vec!["nsenter", &uts, "hostname", "other"], "host.hostname known -> other"),
+    ] {
+        assert!(machine.outside(&by_hand).status.success(), "{by_hand:?}");
+        let plan = machine.status(&["plan"], 4);
+        assert!(plan.contains("Changed outside stockade") && plan.contains(drift), "{by_hand:?}: {plan}");
+        machine.good(&["apply"]);
+        assert_eq!(machine.good(&["plan"]), "No changes.\n", "{by_hand:?}");
+    }
+    assert_eq!(machine.pid("a"), pid, "all of it live");
+    let routes = machine.inside("a", "ip route; ip -6 route; hostname");
+    assert!(routes.contains("default via 10.77.0.1") && routes.contains("default via fd77::1"), "{routes}");
+    assert!(routes.ends_with("known\n"), "{routes}");
+}
+
+#[test]
 fn a_jail_knows_its_names_and_its_name_servers() {
     let Some(machine) = Machine::new() else { return };
     machine.host(HOST);

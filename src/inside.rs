@@ -103,6 +103,9 @@ pub fn run(visit: &Visit, streams: Option<[OwnedFd; 3]>) -> Result<i32> {
     let pidfd = process::open(visit.init).ok_or_else(|| anyhow!("{}: it is not running", visit.name))?;
     let hierarchies = Hierarchies::detect()?.at(&visit.cgroup_base)?;
     let cgroup = Cgroup::open(&hierarchies, &visit.cgroup_parent, &visit.name)?;
+    if cgroup.frozen()? {
+        bail!("{0}: it is frozen, `stockade thaw {0}` lets it go on", visit.name);
+    }
     let entry = Entry { pidfd, join: cgroup.join_files()?, program: visit.profile.program(), streams };
     let unified = if visit.boot { cgroup.visitors_dir()? } else { cgroup.unified_dir()? };
     let (ours, theirs) = socket::pair()?;

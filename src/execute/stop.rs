@@ -58,7 +58,11 @@ fn skip(phase: Phase, record: &Record, jail: &Jail, ran: bool) -> bool {
 fn act(host: &Host, phase: Phase, jail: &Jail, record: &Record, again: bool) -> Result<()> {
     match phase {
         Phase::Prestop | Phase::Poststop => hook::run(phase, &super::facts(jail, record)),
-        Phase::Stop => super::inside::run_lines(host, jail, record),
+        Phase::Stop => {
+            // A frozen jail would keep its lines waiting, as it would the polite signal.
+            cgroup(host, &jail.name)?.thaw()?;
+            super::inside::run_lines(host, jail, record)
+        }
         Phase::Terminate => terminate(host, jail, record),
         Phase::Remove => remove(host, jail, record),
         Phase::Release => {

@@ -267,3 +267,15 @@ fn a_jail_is_not_pinned_to_its_callers_cpu() {
     assert_eq!(machine.inside("a", "nproc"), all);
     assert_eq!(pinned(&["exec", "a", "--", "nproc"]), all);
 }
+
+#[test]
+fn a_frozen_jail_is_not_entered_and_can_be_stopped() {
+    let Some(machine) = Machine::new() else { return };
+    machine.jail("a", &format!("{SLEEP}stop = ['true']\n"));
+    machine.good(&["apply"]);
+    machine.good(&["freeze", "a"]);
+    let said = machine.status(&["exec", "a", "--", "true"], 125);
+    assert_eq!(said, "stockade: a: it is frozen, `stockade thaw a` lets it go on\n");
+    machine.good(&["stop", "a"]);
+    assert_eq!(machine.state_of("a"), "stopped");
+}

@@ -21,8 +21,8 @@ pub const NOT_EXECUTABLE: i32 = 126;
 pub const NOT_FOUND: i32 = 127;
 /// stockade itself failed.
 pub const FAULT: i32 = 125;
-/// The longest passwd(5) that is read from a jail.
-const PASSWD_BYTES_MAX: u64 = 1 << 20;
+/// The longest passwd(5) that is read from a jail; one byte more tells that it is longer.
+const PASSWD_BYTES_MAX: u64 = passwd::TEXT_BYTES_MAX as u64;
 const SHELL: &str = "/bin/sh";
 
 /// What to start, resolved inside the jail.
@@ -59,7 +59,12 @@ impl Launch {
         workdir: Option<&Path>,
         profile: &Profile,
     ) -> Result<Self> {
-        let user = look_up(user.unwrap_or("0"))?;
+        let user = match user {
+            Some(user) => look_up(user)?,
+            // Nobody was named, so nothing in there can make it somebody else: what spoils its own
+            // passwd does not keep its keeper out.
+            None => look_up("0").unwrap_or_else(|_| Identity::root()),
+        };
         let mut all: std::collections::BTreeMap<String, String> =
             profile.env.iter().map(|(k, v)| (k.clone(), v.clone())).collect();
         all.insert("HOME".into(), user.home.clone());
@@ -91,7 +96,7 @@ fn read_inside(path: &str) -> Result<String> {
     }
     let mut text = String::new();
     std::fs::File::from(file)
-        .take(PASSWD_BYTES_MAX)
+        .take(PASSWD_BYTES_MAX + 1)
         .read_to_string(&mut text)
         .with_context(|| format!("read /{path}"))?;
     Ok(text)

@@ -269,6 +269,30 @@ fn a_jail_is_not_pinned_to_its_callers_cpu() {
 }
 
 #[test]
+fn a_spoilt_passwd_names_nobody_and_keeps_nobody_out() {
+    let Some(machine) = Machine::new() else { return };
+    machine.jail("a", SLEEP);
+    machine.good(&["apply"]);
+    let spoil = |how: &str| {
+        let pid = machine.pid("a");
+        let script = format!("cd /proc/{pid}/root/etc && rm -f passwd && {how}");
+        assert!(machine.outside(&["sh", "-c", &script]).status.success(), "{how}");
+    };
+    let long = "printf 'late:x:5:5::/:/bin/sh\\n' > passwd && head -c 1048576 /dev/zero >> passwd";
+    for (how, why) in [
+        ("mkfifo passwd", "not a regular file"),
+        ("ln -s /proc/1/environ passwd", "Permission denied"),
+        ("ln -s /dev/zero passwd", "not a regular file"),
+        (long, "larger than 1048576 bytes"),
+    ] {
+        spoil(how);
+        let said = machine.status(&["exec", "-u", "late", "a", "--", "true"], 125);
+        assert!(said.contains(why), "{how}: {said}");
+        machine.good(&["exec", "a", "--", "true"]);
+    }
+}
+
+#[test]
 fn a_frozen_jail_is_not_entered_and_can_be_stopped() {
     let Some(machine) = Machine::new() else { return };
     machine.jail("a", &format!("{SLEEP}stop = ['true']\n"));

@@ -10,7 +10,7 @@ use crate::desired::{Desired, Paths};
 use crate::diagnostic::Diagnostic;
 use crate::execute::{self, Host, Outcome, Progress, scheduled};
 use crate::jail::JailName;
-use crate::journal::lock;
+use crate::journal::{ids, lock};
 use crate::live::Live;
 use crate::plan::{self, Action, ActionKind, Plan};
 use crate::probe;
@@ -90,6 +90,7 @@ fn carry_out(
         let apply = options.apply && host.config.broken.is_none();
         let _lock = if apply { Some(lock::all(&host.journal.paths, options.waiting)?) } else { None };
         if apply {
+            ids::check_pool(&host.journal.paths.state, host.config.ids)?;
             execute::snapshot::settle_all(&host);
         }
         // Read under the lock: what was read before another pass had its turn is of the past.

@@ -18,6 +18,7 @@ use crate::sys::namespace::IDS;
 
 /// The first host id of the jail's range, taking one if it has none. `state_dir` is the jail's own.
 pub fn claim(state: &Path, state_dir: &Path, name: &JailName, pool: IdPool) -> Result<u32> {
+    check_pool(state, pool)?;
     if let Some(number) = recorded(state_dir)? {
         return Ok(first(pool, number));
     }
@@ -46,6 +47,44 @@ fn take_as(state: &Path, name: &str, pool: IdPool) -> Result<u32> {
     bail!("take an id range: all {} of the pool are in use", pool.ranges)
 }
 
+/// Where the pool began when its first range was given out.
+const FIRST: &str = ".first";
+/// How the names of slots begin.
+const SLOT: &str = ".run-";
+
+/// Refuses a pool that begins elsewhere than it did when ranges were given out that have files:
+/// those are of the old ids, and a jail that takes up its number again would have others.
+pub fn check_pool(state: &Path, pool: IdPool) -> Result<()> {
+    let path = state.join("ids").join(FIRST);
+    let before: Option<u32> = match std::fs::read_to_string(&path) {
+        Ok(text) => text.trim().parse().ok(),
+        Err(e) if e.kind() == ErrorKind::NotFound => None,
+        Err(e) => return Err(e).with_context(|| format!("read {}", path.display())),
+    };
+    match before {
+        Some(before) if before == pool.first => return Ok(()),
+        Some(before) if has_files(state)? => bail!(
+            "use ids from {} on: jails have files with ids from {before} on: set `ids.first` back, or destroy them before",
+            pool.first
+        ),
+        _ => {}
+    }
+    crate::journal::replace_synced(&path, pool.first.to_string().as_bytes())
+}
+
+/// Whether a range is taken by anything but a slot, which has no files.
+fn has_files(state: &Path) -> Result<bool> {
+    let path = state.join("ids");
+    for entry in std::fs::read_dir(&path).with_context(|| format!("list {}", path.display()))? {
+        let entry = entry.with_context(|| format!("list {}", path.display()))?;
+        let is_link = entry.file_type().is_ok_and(|kind| kind.is_symlink());
+        if is_link && !holder(&entry.path())?.starts_with(SLOT) {
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}
+
 /// Throw-away jails at the same time.
 const SLOTS_MAX: u32 = 1024;
 
@@ -58,8 +97,9 @@ pub struct Slot {
 
 /// Borrows a range for a jail that keeps no files.
 pub fn slot(state: &Path, pool: IdPool) -> Result<Slot> {
+    check_pool(state, pool)?;
     for index in 0..SLOTS_MAX {
-        let name = format!(".run-{index}");
+        let name = format!("{SLOT}{index}");
         let path = state.join("ids").join(&name);
         let file = std::fs::File::options().read(true).write(true).create(true).truncate(false).open(&path);
         let file = file.with_context(|| format!("open {}", path.display()))?;
@@ -174,6 +214,24 @@ mod tests {
         firsts.sort_unstable();
         firsts.dedup();
         assert_eq!(firsts.len(), 3);
+    }
+
+    #[test]
+    fn the_pool_does_not_move_under_files() {
+        let state = tempfile::tempdir().unwrap();
+        std::fs::create_dir(state.path().join("ids")).unwrap();
+        let moved = IdPool { first: 2_000_000, ..POOL };
+        check_pool(state.path(), POOL).unwrap();
+        drop(slot(state.path(), POOL).unwrap());
+        drop(slot(state.path(), moved).unwrap());
+        check_pool(state.path(), POOL).unwrap();
+        let name = JailName::new("a").unwrap();
+        let taken = number(POOL, claim(state.path(), &state.path().join("a"), &name, POOL).unwrap());
+        let error = check_pool(state.path(), moved).unwrap_err().to_string();
+        assert!(error.contains("ids from 1000000 on: set `ids.first` back"), "{error}");
+        check_pool(state.path(), IdPool { ranges: 1, ..POOL }).unwrap();
+        release(state.path(), &name, taken).unwrap();
+        check_pool(state.path(), moved).unwrap();
     }
 
     #[test]

@@ -247,7 +247,7 @@ pub const HOST_KEYS: &[Key] = &[
     key("cgroup", Kind::Text(Word::CgroupPath), "\"stockade\"", Cost::None, "a directory in each cgroup hierarchy",
         "The cgroup below which all jails live."),
     key("ids.first", Kind::Count { min: 65_536, max: 4_294_836_224 }, "1879048192", Cost::None, "the first host id of uid_map and gid_map",
-        "The first host id handed to jails, a multiple of 65536."),
+        "The first host id handed to jails, a multiple of 65536; it stays as it is while a jail has files."),
     key("ids.ranges", Kind::Count { min: 1, max: 65_535 }, "4094", Cost::None, "65,536 ids each",
         "How many ranges of 65536 ids there are, one for each jail."),
     key("bridge.*.address", Kind::List { of: Word::Network, min: 0, max: 2 }, "[]", Cost::None, "RTM_NEWADDR on the bridge",

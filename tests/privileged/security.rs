@@ -303,3 +303,22 @@ fn a_frozen_jail_is_not_entered_and_can_be_stopped() {
     machine.good(&["stop", "a"]);
     assert_eq!(machine.state_of("a"), "stopped");
 }
+
+#[test]
+fn ids_of_files_do_not_change_with_the_pool() {
+    let Some(machine) = Machine::new() else { return };
+    machine.jail("a", SLEEP);
+    machine.good(&["apply"]);
+    let first = |machine: &Machine| machine.record("a")["first_id"].clone();
+    let (pid, before) = (machine.pid("a"), first(&machine));
+    let pool = |number: u32| format!("cgroup = '{}'\n[ids]\nfirst = {number}\n", machine.cgroup);
+    machine.write("stockade.toml", &pool(65_536));
+    for verb in [vec!["apply"], vec!["restart", "a"]] {
+        let said = machine.status(&verb, 1);
+        assert!(said.contains("set `ids.first` back"), "{said}");
+        assert_eq!((machine.pid("a"), first(&machine)), (pid, before.clone()), "{verb:?}");
+    }
+    machine.host("");
+    machine.good(&["restart", "a"]);
+    assert_eq!(first(&machine), before);
+}

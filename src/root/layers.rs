@@ -6,7 +6,7 @@
 //! jail, 0 to 65,535, and only an idmapped mount gives them to a jail; the directory above is
 //! for the host's root alone, so setuid files in a layer are out of reach.
 
-mod architecture;
+pub mod architecture;
 pub(super) mod archive;
 pub(super) mod copied;
 mod debootstrap;
@@ -27,7 +27,7 @@ use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, bail};
+use anyhow::{Context, anyhow, bail};
 use rustix::fs::{AtFlags, FileType, Mode};
 
 use super::{copy, removal};
@@ -72,8 +72,14 @@ pub fn path(state: &Path, id: &str) -> PathBuf {
 /// Looks at the base of `template`, as far as the names of its layers need it.
 pub fn look(template: &mut Template) -> anyhow::Result<()> {
     template.stamp = base_stamp(template)?;
-    if let Base::Oci { path, reference } = &template.base {
-        template.image = Some(image::look(path, reference.as_deref())?);
+    match &template.base {
+        Base::Oci { path, reference } => template.image = Some(image::look(path, reference.as_deref())?),
+        Base::Debootstrap { wanted, .. } => {
+            if let Some(arch) = &wanted.arch {
+                architecture::check(arch).map_err(|why| anyhow!("base.debootstrap.arch: {why}"))?;
+            }
+        }
+        _ => {}
     }
     Ok(())
 }

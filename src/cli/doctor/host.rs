@@ -10,6 +10,7 @@ use super::Line;
 use super::limits::number;
 use crate::daemon;
 use crate::desired::{HostConfig, IdPool};
+use crate::root::layers::architecture;
 use crate::sys::{mount, namespace};
 
 /// Bits that let others than root write.
@@ -32,10 +33,20 @@ pub fn lines(config: &HostConfig) -> Vec<Line> {
         directory("log directory", &config.paths.log, "0750"),
         ids(config.ids),
         firewall(),
+        architectures(),
         daemon_line(&config.paths.run),
         service_manager(),
         boot(),
     ]
+}
+
+fn architectures() -> Line {
+    let what = "other architectures";
+    let foreign = architecture::foreign();
+    if foreign.is_empty() {
+        return Line::limited(what, format!("none beside {}", architecture::host()), architecture::REMEDY);
+    }
+    Line::ok(what, format!("{} beside {}", foreign.join(", "), architecture::host()))
 }
 
 fn directory(what: &'static str, path: &Path, mode: &str) -> Line {

@@ -17,6 +17,9 @@ const KNOWN: &[(&str, &str, &str, &str)] = &[
 /// Where the kernel keeps the interpreters of foreign programs.
 const BINFMT: &str = "/proc/sys/fs/binfmt_misc";
 
+/// What lets a host run programs of other architectures.
+pub const REMEDY: &str = "install qemu-user-static (or qemu-user-binfmt) and see that binfmt_misc is mounted";
+
 /// The host's architecture by OCI's name.
 pub fn host() -> &'static str {
     let own = KNOWN.iter().find(|(_, _, _, rust)| *rust == std::env::consts::ARCH);
@@ -29,7 +32,7 @@ pub fn check(wanted: &str) -> Result<(), String> {
     let Some((oci, _, qemu, _)) = known else {
         return Err(format!("`{wanted}` is no architecture that is known here"));
     };
-    if *oci == host() || (*oci == "386" && host() == "amd64") {
+    if is_native(oci) {
         return Ok(());
     }
     // The F flag holds the interpreter open, so that it is found inside a jail as well.
@@ -38,8 +41,17 @@ pub fn check(wanted: &str) -> Result<(), String> {
     if found.starts_with("enabled") && flags.contains('F') {
         return Ok(());
     }
-    let fix = "install qemu-user-static (or qemu-user-binfmt) and see that binfmt_misc is mounted";
-    Err(format!("it is for {wanted}, this host is {}, and no qemu-{qemu} is registered: {fix}", host()))
+    Err(format!("it is for {wanted}, this host is {}, and no qemu-{qemu} is registered: {REMEDY}", host()))
+}
+
+fn is_native(oci: &str) -> bool {
+    oci == host() || (oci == "386" && host() == "amd64")
+}
+
+/// The other architectures, by Debian's name, whose programs an interpreter runs here.
+pub fn foreign() -> Vec<&'static str> {
+    let others = KNOWN.iter().filter(|(oci, ..)| !is_native(oci) && check(oci).is_ok());
+    others.map(|(_, debian, ..)| *debian).collect()
 }
 
 #[cfg(test)]

@@ -8,11 +8,11 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Instant;
 
-use anyhow::{Result, anyhow, bail};
+use anyhow::{Result, bail};
 
 use super::program::Program;
 use super::tree::{BUILD_TIME_MAX, Tree};
-use super::{Progress, architecture, archive, copied, stream};
+use super::{Progress, archive, copied, stream};
 use crate::desired::Debootstrap;
 
 /// Where the programs are looked for, and what they find theirs in.
@@ -38,9 +38,6 @@ const DEBOOTSTRAP_VARIANTS: &[&str] = &["minbase", "buildd"];
 
 /// Fills `tree`; `aside` is a directory for what is only needed meanwhile.
 pub fn build(wanted: &Debootstrap, aside: &Path, tree: &mut Tree, progress: Progress<'_>) -> Result<()> {
-    if let Some(arch) = &wanted.arch {
-        architecture::check(arch).map_err(|why| anyhow!("debootstrap: {why}"))?;
-    }
     if let Some(program) = find("mmdebstrap") {
         let (mut running, output) =
             Program::start(command(&program, &mmdebstrap(wanted), aside), "mmdebstrap")?;

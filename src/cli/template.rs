@@ -14,7 +14,7 @@ use serde_json::{Value, json};
 
 use super::command::{Template, TemplateVerb};
 use super::{DONE, INVALID, Options, gc, output};
-use crate::desired::{Desired, Layer, LayerSource};
+use crate::desired::{Desired, DesiredJail, Layer, LayerSource};
 use crate::execute::Host;
 use crate::template::{self, Base};
 use crate::{diagnostic, root, source, status};
@@ -52,17 +52,25 @@ fn ls(options: &Options) -> Result<i32> {
     let mut seen: Vec<Seen> = Vec::new();
     for (name, template) in &input.templates {
         let layers = template::layers(&input.templates, name);
+        let error = layers.as_ref().err().map(|wrong| wrong.summary());
+        let layers = layers.unwrap_or_default();
         seen.push(Seen {
             name: name.clone(),
             base: base(&template.base),
-            error: layers.as_ref().err().map(|wrong| wrong.summary()),
-            layers: measured(state, &layers.unwrap_or_default())?,
-            jails: users(&desired, name),
+            error,
+            layers: measured(state, &layers)?,
+            jails: users(&desired, name, layers.first()),
         });
     }
     for (name, error) in &input.broken_templates {
         let (base, error) = ("-".to_owned(), Some(error.clone()));
-        seen.push(Seen { name: name.clone(), base, layers: Vec::new(), jails: users(&desired, name), error });
+        seen.push(Seen {
+            name: name.clone(),
+            base,
+            layers: Vec::new(),
+            jails: users(&desired, name, None),
+            error,
+        });
     }
     seen.sort_by(|a, b| a.name.cmp(&b.name));
     if options.json {
@@ -93,9 +101,14 @@ fn measured(state: &Path, layers: &[Layer]) -> Result<Vec<(String, Option<u64>)>
     layers.iter().map(measure).collect()
 }
 
-fn users(desired: &Desired, template: &str) -> Vec<String> {
-    let uses = desired.jails.iter().filter(|(_, wanted)| wanted.jail.template.as_deref() == Some(template));
-    uses.map(|(name, _)| name.to_string()).collect()
+/// The jails that stand on a template, itself or one made of it: they have its topmost layer.
+fn users(desired: &Desired, template: &str, top: Option<&Layer>) -> Vec<String> {
+    let stands = |wanted: &DesiredJail| match top {
+        Some(top) => wanted.root.layers.iter().any(|layer| layer.id == top.id),
+        None => wanted.jail.template.as_deref() == Some(template),
+    };
+    let users = desired.jails.iter().filter(|(_, wanted)| stands(wanted));
+    users.map(|(name, _)| name.to_string()).collect()
 }
 
 fn item(seen: &Seen) -> Value {

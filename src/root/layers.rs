@@ -360,17 +360,22 @@ pub fn remove_half_built(state: &Path) -> anyhow::Result<()> {
     sweep(&state.join("layers"), &open_layers(state)?)
 }
 
-/// Bytes on the disk; a file with several names is counted at each.
+/// Bytes on the disk; a file with several names is counted once.
 pub fn size(parent: &OwnedFd, name: &OsStr, depth: usize) -> anyhow::Result<u64> {
+    measure(parent, name, depth, &mut BTreeSet::new())
+}
+
+fn measure(parent: &OwnedFd, name: &OsStr, depth: usize, linked: &mut BTreeSet<u64>) -> anyhow::Result<u64> {
     let stat = rustix::fs::statat(parent, name, AtFlags::SYMLINK_NOFOLLOW).context("stat")?;
     let own = u64::try_from(stat.st_blocks).unwrap_or(0) * 512;
     if !FileType::from_raw_mode(stat.st_mode).is_dir() || depth > tree::DEPTH_MAX {
-        return Ok(own);
+        let is_known = stat.st_nlink > 1 && !linked.insert(stat.st_ino);
+        return Ok(if is_known { 0 } else { own });
     }
     let directory = file::open_child(parent, name).context("open")?;
     let most = usize::try_from(tree::ENTRIES_MAX).unwrap_or(usize::MAX);
     let names = file::names(&directory, most).context("list")?;
-    names.iter().try_fold(own, |sum, name| Ok(sum + size(&directory, name, depth + 1)?))
+    names.iter().try_fold(own, |sum, name| Ok(sum + measure(&directory, name, depth + 1, linked)?))
 }
 
 /// Removes a layer that no jail uses: the caller has seen to that. First it loses its name, so

@@ -65,6 +65,7 @@ fn a_base_is_changed_under_ten_running_jails() {
         .map(|number| machine.record(&format!("j{number}"))["started_ms"].as_u64().unwrap())
         .collect();
     assert!(started.is_sorted(), "in the order of depend: {started:?}");
+    who_uses_what(&machine);
     assert!((0..COUNT).all(|number| machine.pid(&format!("j{number}")) != pids[number]));
 
     // One does not come up on the third, and the rest do.
@@ -90,6 +91,29 @@ fn a_base_is_changed_under_ten_running_jails() {
     machine.good(&["apply"]);
     assert_eq!(versions(&machine), vec!["4"; COUNT]);
     assert_eq!(machine.good(&["apply"]), "No changes.\n");
+}
+
+/// Sizes as du(1) has them, and users also by way of a template that stands on this one.
+fn who_uses_what(machine: &Machine) {
+    machine.write("templates/child/template.toml", "[base]\ntemplate = 'app'\n");
+    machine.jail("k", "template = 'child'\nenabled = false\nexec.command = ['/bin/true']\n");
+    let json = |args: &[&str]| -> serde_json::Value { serde_json::from_str(&machine.good(args)).unwrap() };
+    let all = json(&["template", "ls", "--json"]);
+    let app = all["items"].as_array().unwrap().iter().find(|item| item["name"] == "app").unwrap().clone();
+    assert_eq!(app["jails"].as_array().unwrap().len(), COUNT + 1, "{app}");
+    let shown = json(&["template", "show", "app", "--json"]);
+    for (layer, shown) in app["layers"].as_array().unwrap().iter().zip(shown["items"].as_array().unwrap()) {
+        let path = machine.state().join("layers").join(layer["id"].as_str().unwrap());
+        let du = machine.outside(&["du", "-s", "--block-size=1", &path.display().to_string()]);
+        let du = String::from_utf8(du.stdout).unwrap();
+        assert_eq!(layer["size"].to_string(), du.split_whitespace().next().unwrap());
+        assert_eq!((&shown["id"], &shown["size"]), (&layer["id"], &layer["size"]));
+        assert_eq!(shown["jails"].as_array().unwrap().len(), COUNT + 1, "{shown}");
+    }
+    let text = machine.good(&["template", "ls"]);
+    assert!(text.contains("2/2 built") && text.contains("j9,k"), "{text}");
+    machine.remove("k");
+    std::fs::remove_dir_all(machine.config().join("templates/child")).unwrap();
 }
 
 #[test]

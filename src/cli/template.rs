@@ -3,25 +3,20 @@
 mod layers;
 
 use std::collections::BTreeMap;
-use std::io::IsTerminal;
 use std::path::Path;
-use std::time::Duration;
 
 use anyhow::{Result, anyhow, bail};
 use comfy_table::{Table, presets};
-use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::{Value, json};
 
 use super::command::{Template, TemplateVerb};
-use super::{DONE, INVALID, Options, gc, output};
-use crate::desired::{Desired, DesiredJail, Layer, LayerSource};
-use crate::execute::Host;
+use super::{DONE, INVALID, Options, gc, output, progress};
+use crate::desired::{Desired, DesiredJail, Layer};
+use crate::execute::{self, Host};
 use crate::template::{self, Base};
 use crate::{diagnostic, root, source, status};
 
-/// How long a layer is built in silence.
-const SILENCE: Duration = Duration::from_secs(1);
-const TICK: Duration = Duration::from_millis(100);
+pub use layers::made_from;
 
 pub fn template(options: &Options, asked: &Template) -> Result<i32> {
     match &asked.verb {
@@ -153,13 +148,14 @@ fn build(options: &Options, name: &str) -> Result<i32> {
     }
     let layers = template::layers(&input.templates, name).map_err(|wrong| anyhow!(wrong.summary()))?;
     let host = Host::open(desired.host)?;
+    execute::catch_interrupt()?;
     let state = &host.journal.paths.state;
     let mut items = Vec::new();
     // From the bottom up, as they lie on one another.
     for layer in layers.iter().rev() {
         let new = !root::layers::path(state, &layer.id).is_dir();
         if new {
-            build_one(options, &host, name, layer)?;
+            progress::build(options, true, &host, name, layer)?;
         }
         items
             .push(json!({ "id": layer.id, "new": new, "size": root::layers::disk_bytes(state, &layer.id)? }));
@@ -175,40 +171,6 @@ fn build(options: &Options, name: &str) -> Result<i32> {
 
 fn is_below(file: &Path, template: &str) -> bool {
     file.components().any(|part| part.as_os_str() == template)
-}
-
-/// Whoever looks on sees that it goes on, once it takes longer than a blink; what programs say is
-/// shown as they say it.
-fn build_one(options: &Options, host: &Host, name: &str, layer: &Layer) -> Result<()> {
-    let one = std::slice::from_ref(layer);
-    let begun = std::time::Instant::now();
-    let talks = matches!(layer.source, LayerSource::Debootstrap(_) | LayerSource::Build(_));
-    if !std::io::stderr().is_terminal() {
-        let plain = |line: &str| {
-            if talks || begun.elapsed() > SILENCE {
-                eprintln!("{name}: {line}");
-            }
-        };
-        return host.layers(one, &plain).map(drop);
-    }
-    if options.json {
-        return host.layers(one, &|_| ()).map(drop);
-    }
-    let bar = ProgressBar::new_spinner();
-    bar.set_style(ProgressStyle::with_template("{spinner} {prefix}: {wide_msg} {elapsed}")?);
-    bar.set_prefix(name.to_owned());
-    let built = host.layers(one, &|line| {
-        if talks || begun.elapsed() > SILENCE {
-            bar.enable_steady_tick(TICK);
-        }
-        if talks {
-            bar.println(line);
-        } else {
-            bar.set_message(line.to_owned());
-        }
-    });
-    bar.finish_and_clear();
-    built.map(drop)
 }
 
 /// All layers that the templates stand for now, whether built or not.

@@ -27,7 +27,7 @@ use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, anyhow, bail};
+use anyhow::{Context, anyhow, bail, ensure};
 use rustix::fs::{AtFlags, FileType, Mode};
 
 use super::{copy, removal};
@@ -59,6 +59,8 @@ const ASIDE: &str = "-aside";
 const LOCK: &str = ".lock-";
 /// How long to wait between two looks at another builder's lock.
 const LOCK_INTERVAL: Duration = Duration::from_millis(50);
+/// Said again and again while another builder has the lock.
+pub const WAITING: &str = "waiting for another build of this layer";
 /// How long another builder of the same layer is waited for: its own time, and some to clean up.
 const LOCK_TIME_MAX: Duration = Duration::from_secs(BUILD_TIME_MAX.as_secs() + 60);
 /// Layers looked at by `unused`.
@@ -119,7 +121,7 @@ pub fn ensure(site: Site<'_>, layer: &Layer) -> anyhow::Result<PathBuf> {
         return Ok(done);
     }
     let layers = open_layers(site.state)?;
-    let lock = Lock::take(&site.state.join("layers"), &layer.id)?;
+    let lock = Lock::take(&site.state.join("layers"), &layer.id, site.progress)?;
     let was_built = is_built(site.state, &layer.id);
     let built = if was_built { Ok(()) } else { build(&layers, layer, site) };
     lock.release();
@@ -191,7 +193,7 @@ fn fill(
         }
         LayerSource::Debootstrap(wanted) => debootstrap::build(wanted, &make_aside()?, tree, progress)?,
         LayerSource::Build(lines) => run_lines(lines, &make_aside()?, tree, site)?,
-        LayerSource::Built => anyhow::bail!("it was made once, and is gone"),
+        LayerSource::Built => bail!("it was made once, and is gone"),
         LayerSource::Files(files) => copied::files(files, tree)?,
     }
     let root = filled.settle()?;
@@ -199,7 +201,7 @@ fn fill(
     std::thread::scope(|scope| {
         let synced = scope.spawn(|| rustix::fs::syncfs(&root).context("sync the file system"));
         let written = manifest::write(site.state, &layer.id, &root);
-        synced.join().map_err(|_| anyhow::anyhow!("the syncing thread died"))?.and(written)
+        synced.join().map_err(|_| anyhow!("the syncing thread died"))?.and(written)
     })?;
     // What comes after the rename may be cut off, and nobody builds a layer that is there.
     removal::remove(layers, aside)?;
@@ -215,7 +217,8 @@ fn run_lines(lines: &Build, aside: &Path, tree: &mut Tree, site: Site<'_>) -> an
     let owners = copy::Owners::Shifted { from, to: 0 };
     let deadline = tree.budget.deadline;
     copy::tree(upper.as_fd(), tree.root(), owners, &|_| {
-        anyhow::ensure!(Instant::now() < deadline, "takes more than {} s", BUILD_TIME_MAX.as_secs());
+        ensure!(!crate::execute::interrupted(), "interrupted");
+        ensure!(Instant::now() < deadline, "takes more than {} s", BUILD_TIME_MAX.as_secs());
         Ok(())
     })
     .context("take over what was written")
@@ -248,15 +251,17 @@ struct Lock {
 }
 
 impl Lock {
-    fn take(layers: &Path, id: &str) -> anyhow::Result<Self> {
+    fn take(layers: &Path, id: &str, progress: Progress<'_>) -> anyhow::Result<Self> {
         let deadline = Instant::now() + LOCK_TIME_MAX;
         loop {
             if let Some(lock) = Self::try_take(layers, id)? {
                 return Ok(lock);
             }
+            ensure!(!crate::execute::interrupted(), "interrupted while another builds layer {id}");
             if Instant::now() > deadline {
                 bail!("wait for the other builder of layer {id}: {} s are over", LOCK_TIME_MAX.as_secs());
             }
+            progress(WAITING);
             thread::sleep(LOCK_INTERVAL);
         }
     }
@@ -382,7 +387,7 @@ fn measure(parent: &OwnedFd, name: &OsStr, depth: usize, linked: &mut BTreeSet<u
 /// that half a layer is never taken for a whole one.
 pub fn remove(state: &Path, id: &str) -> anyhow::Result<()> {
     let layers = open_layers(state)?;
-    let lock = Lock::take(&state.join("layers"), id)?;
+    let lock = Lock::take(&state.join("layers"), id, &|_| ())?;
     let building = OsString::from(format!("{BUILDING}{id}"));
     removal::remove(&layers, &building)?;
     match rustix::fs::renameat(&layers, id, &layers, &building) {

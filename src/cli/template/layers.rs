@@ -13,7 +13,7 @@ use crate::root::layers::{self, manifest::Verdict};
 use crate::{diagnostic, source, status, template};
 
 /// What a layer is made from, in a phrase.
-fn made_from(source: &LayerSource) -> String {
+pub fn made_from(source: &LayerSource) -> String {
     match source {
         LayerSource::Host => "the host's /usr".to_owned(),
         LayerSource::Directory(path) => format!("directory {}", path.display()),

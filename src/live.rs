@@ -20,6 +20,8 @@ pub struct Live {
     pub jails: BTreeMap<JailName, LiveJail>,
     /// Ids of the layers that are built.
     pub layers: BTreeSet<String>,
+    /// Ids of those that somebody builds just now.
+    pub building: BTreeSet<String>,
     /// Keys this host cannot enforce, with the reason: `limits.io` → "no blkio controller".
     pub refused: BTreeMap<String, String>,
     /// What the host can do for jails' volumes.

@@ -16,6 +16,7 @@ mod compare;
 mod depend;
 mod effect;
 mod judge;
+mod layers;
 mod order;
 #[cfg(test)]
 mod properties;
@@ -25,6 +26,7 @@ mod volume;
 pub use compare::{attempt, gave_up};
 pub use effect::{Half, simulate};
 pub use judge::{applies, runs, unenforceable};
+pub use layers::{is_being_built, unbuilt};
 
 /// What the caller narrows the plan to.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -36,6 +38,8 @@ pub struct Options {
     pub no_restart: bool,
     /// Those of `only` that run are stopped and started, whatever else is to be done.
     pub again: bool,
+    /// Layers are built beside the passes: no jail starts that would have to wait for one.
+    pub waits_for_layers: bool,
 }
 
 /// Everything that will be done, in the order of names.
@@ -66,6 +70,8 @@ pub struct Plan {
     pub notes: Vec<(JailName, String)>,
     /// When the next jail's back-off ends, milliseconds since the epoch: plan again then.
     pub wake_ms: Option<u64>,
+    /// Templates with layers to be built before the jails that start on them, or that wait for it.
+    pub builds: BTreeSet<String>,
 }
 
 /// What happens to one jail.
@@ -190,6 +196,7 @@ fn collect(judgements: BTreeMap<&JailName, judge::Judgement>) -> Plan {
         plan.refused.extend(judgement.refused.map(|reason| (name.clone(), reason)));
         plan.notes.extend(judgement.note.map(|note| (name.clone(), note)));
         plan.wake_ms = plan.wake_ms.into_iter().chain(judgement.wake_ms).min();
+        plan.builds.extend(judgement.unbuilt);
     }
     plan
 }

@@ -37,7 +37,8 @@ pub fn probe(journal: &Journal, host: &HostConfig, hierarchies: &Hierarchies) ->
     if ground.project.is_ok() {
         find_counted(&mut jails, &journal.paths.state);
     }
-    Ok(Live { jails, layers: layers(&journal.paths.state)?, refused, ground, now_ms })
+    let (layers, building) = root::layers::there(&journal.paths.state)?;
+    Ok(Live { jails, layers, building, refused, ground, now_ms })
 }
 
 /// All jails, on all cores. The dump of links is begun beside them rather than when the first
@@ -266,15 +267,6 @@ pub fn root_of(init: Process) -> Result<OwnedFd> {
         return Ok(root);
     }
     anyhow::bail!("open {path}: the jail has ended")
-}
-
-fn layers(state: &Path) -> Result<BTreeSet<String>> {
-    let path = state.join("layers");
-    let entries = std::fs::read_dir(&path).with_context(|| format!("list {}", path.display()))?;
-    Ok(entries
-        .filter_map(|entry| entry.ok()?.file_name().into_string().ok())
-        .filter(|name| name.starts_with("sha256-"))
-        .collect())
 }
 
 /// Bridges that exist, by their sysfs directories; none when /sys is not there. The jails' own

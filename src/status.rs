@@ -154,9 +154,14 @@ fn down(name: &JailName, seen: &LiveJail, desired: &Desired, live: &Live) -> (St
     if seen.restarts.crash_loop {
         return (State::CrashLoop, end);
     }
+    let unbuilt = plan::unbuilt(wanted, live);
+    if let Some(template) = unbuilt.filter(|_| plan::is_being_built(wanted, live)) {
+        return (State::Starting, Some(format!("its template `{template}` is being built")));
+    }
     let failed = last_exit(seen).map_or(seen.restarts.count > 0, Exit::failed);
     if !failed {
-        return (State::Stopped, end);
+        let unbuilt = unbuilt.map(|template| format!("its template `{template}` is not built yet"));
+        return (State::Stopped, unbuilt.or(end));
     }
     let mut reason = end.unwrap_or_else(|| "it did not start".to_owned());
     if let Some(wait_ms) = seen.restarts.wait_ms(live.now_ms) {

@@ -35,6 +35,10 @@ struct Case {
     only: Vec<JailName>,
     no_restart: bool,
     again: bool,
+    waits_for_layers: bool,
+    /// Ids of layers that are not there, and of those that somebody builds; all others are built.
+    unbuilt: BTreeSet<String>,
+    building: BTreeSet<String>,
     /// A directory of definitions could not be read.
     incomplete: bool,
     /// Keys this host cannot enforce.
@@ -118,7 +122,8 @@ fn run(dir: &Path) -> Option<String> {
     assert!(!case.about.is_empty(), "{} says nothing about itself", dir.display());
     let desired = desired(dir, &case);
     let live = live(dir, &case, &desired);
-    let options = Options { only: case.only, no_restart: case.no_restart, again: case.again };
+    let Case { only, no_restart, again, waits_for_layers, .. } = case;
+    let options = Options { only, no_restart, again, waits_for_layers };
     let first = plan(&desired, &live, &options);
     // Asked for once, and done.
     let options = Options { again: false, ..options };
@@ -194,7 +199,7 @@ fn definition(file: &Path) -> (JailName, Result<Settings, String>) {
 fn jail(name: &JailName, settings: Settings, roots: &BTreeMap<JailName, CaseRoot>) -> DesiredJail {
     let jail = Jail::from_settings(name, &settings).expect("the parser and the types agree");
     let root = roots.get(name).cloned().unwrap_or_default();
-    let layer = |id: &String| Layer { id: id.clone(), source: LayerSource::Host };
+    let layer = |id: &String| Layer { id: id.clone(), source: LayerSource::Built };
     let root = DesiredRoot {
         layers: root.layers.iter().map(layer).collect(),
         host_usr: root.host_usr,
@@ -221,7 +226,10 @@ fn live(dir: &Path, case: &Case, desired: &Desired) -> Live {
         (name.clone(), live_jail(seen, then))
     });
     let (refused, ground) = (case.refused.clone(), ground(&case.ground));
-    Live { jails: jails.collect(), refused, ground, now_ms: NOW_MS, ..Live::default() }
+    let layers = desired.jails.values().flat_map(|wanted| &wanted.root.layers).map(|layer| layer.id.clone());
+    let layers = layers.filter(|id| !case.unbuilt.contains(id)).collect();
+    let building = case.building.clone();
+    Live { jails: jails.collect(), layers, building, refused, ground, now_ms: NOW_MS }
 }
 
 /// All jails that were ever started, by the model of a start.

@@ -61,6 +61,9 @@ pub enum Command {
     Apply(Apply),
     /// Keep the jails equal to their definitions
     Daemon,
+    /// What the daemon has done beside its passes
+    #[command(hide = true)]
+    Work(super::daemon::Work),
     /// List jails
     Ls(Ls),
     /// Show one jail: its keys, its limits as they are in force, its root

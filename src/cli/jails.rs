@@ -5,8 +5,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use anyhow::{Context, Result, anyhow, bail};
 use serde_json::{Value, json};
 
-use super::{DONE, FAILED, Options, exec, output, volume};
-use crate::desired::{Desired, Paths};
+use super::{DONE, FAILED, Options, exec, output, progress, volume};
+use crate::desired::{Desired, Layer, Paths};
 use crate::diagnostic;
 use crate::execute::{self, Host};
 use crate::jail::JailName;
@@ -339,6 +339,8 @@ fn carry_out(
     };
     let waiting = |holder: &str| eprintln!("stockade: waiting for another apply ({holder})");
     let unseen = |_: &crate::plan::Plan| ();
+    let build =
+        |host: &Host, template: &str, layer: &Layer| progress::build(options, false, host, template, layer);
     let asked = PassOptions {
         only,
         no_restart: false,
@@ -346,6 +348,7 @@ fn carry_out(
         progress: &progress,
         waiting: &waiting,
         planned: &unseen,
+        build: Some(&build),
     };
     let passed = pass(&options.paths(), &asked)?;
     for (name, reason) in &passed.plan.refused {

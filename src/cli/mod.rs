@@ -5,6 +5,7 @@ mod command;
 mod commit;
 mod complete;
 mod cp;
+mod daemon;
 mod dedup;
 mod definition;
 mod destroy;
@@ -62,7 +63,8 @@ fn dispatch(options: &Options) -> anyhow::Result<i32> {
         Command::Check(check) => plan::check(options, &check.files),
         Command::Plan(plan) => plan::plan(options, &plan.only),
         Command::Apply(apply) => plan::apply(options, &apply.only, apply.no_restart),
-        Command::Daemon => plan::daemon(options),
+        Command::Daemon => daemon::daemon(options),
+        Command::Work(asked) => daemon::work(options, asked),
         Command::Ls(ls) => jails::ls(options, &ls.names),
         Command::Show(named) => jails::show(options, &named.name),
         Command::Status => jails::status(options),

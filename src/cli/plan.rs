@@ -1,18 +1,17 @@
-//! `check`, `plan`, `apply`, `daemon`: the whole host at once.
+//! `check`, `plan`, `apply`: the whole host at once.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicBool, Ordering};
 
 use anyhow::{Result, anyhow, bail};
 use serde_json::json;
 
-use super::{CHANGES, DONE, FAILED, INVALID, Options, output};
-use crate::execute::{self, Outcome};
+use super::{CHANGES, DONE, FAILED, INVALID, Options, output, progress};
+use crate::desired::Layer;
+use crate::execute::{self, Host, Outcome};
 use crate::jail::JailName;
 use crate::pass::{self, PassOptions, Passed};
-use crate::source::{self, Known};
-use crate::{daemon, diagnostic, supervisor};
+use crate::{diagnostic, source};
 
 pub fn check(options: &Options, files: &[PathBuf]) -> Result<i32> {
     let files: Vec<PathBuf> = files.iter().map(std::path::absolute).collect::<Result<_, _>>()?;
@@ -94,7 +93,7 @@ fn with_failures(passed: &Passed) -> serde_json::Value {
     value
 }
 
-fn reasons(failures: &BTreeMap<JailName, Outcome>) -> impl Iterator<Item = (&JailName, String)> {
+pub fn reasons(failures: &BTreeMap<JailName, Outcome>) -> impl Iterator<Item = (&JailName, String)> {
     failures.iter().filter_map(|(name, outcome)| match outcome {
         Outcome::Done => None,
         Outcome::Failed(reason) => Some((name, reason.clone())),
@@ -116,8 +115,17 @@ fn run(options: &Options, only: &[String], no_restart: bool, apply: bool) -> Res
             output::text(&plan.text(output::colour(&std::io::stdout())));
         }
     };
-    let asked =
-        PassOptions { only, no_restart, apply, progress: &progress, waiting: &waiting, planned: &planned };
+    let build =
+        |host: &Host, template: &str, layer: &Layer| progress::build(options, false, host, template, layer);
+    let asked = PassOptions {
+        only,
+        no_restart,
+        apply,
+        progress: &progress,
+        waiting: &waiting,
+        planned: &planned,
+        build: Some(&build),
+    };
     let passed = pass::pass(&options.paths(), &asked)?;
     unknown_names(&asked.only, &passed)?;
     Ok(passed)
@@ -135,51 +143,4 @@ fn unknown_names(only: &[JailName], passed: &Passed) -> Result<()> {
         }
     }
     Ok(())
-}
-
-/// Stays in the foreground; service managers want that.
-pub fn daemon(options: &Options) -> Result<i32> {
-    let (desired, _) = source::load(&options.paths());
-    let paths = desired.host.paths.clone();
-    let asked = options.paths();
-    drop(desired);
-    let mut known = Known::default();
-    let mut pass = move |pass: daemon::Asked<'_>| {
-        if pass.anew {
-            known.doubt();
-        }
-        one_pass(&asked, pass.stop, &mut known)
-    };
-    daemon::run(&paths, daemon::Options::default(), &mut pass)?;
-    Ok(DONE)
-}
-
-fn one_pass(
-    paths: &crate::desired::Paths,
-    stop: &AtomicBool,
-    known: &mut Known,
-) -> Result<daemon::PassReport> {
-    let progress = |name: &JailName, what: &str| {
-        supervisor::progress();
-        crate::log::info(Some(name), what);
-    };
-    let quiet = |_: &str| ();
-    let unseen = |_: &crate::plan::Plan| ();
-    let asked = PassOptions {
-        only: Vec::new(),
-        no_restart: false,
-        apply: !stop.load(Ordering::Relaxed),
-        progress: &progress,
-        waiting: &quiet,
-        planned: &unseen,
-    };
-    let passed = pass::pass_again(paths, &asked, known)?;
-    let snapshots = pass::take_due(&passed, &[], &progress)?;
-    let failures = reasons(&passed.failures).map(|(name, reason)| (name.clone(), reason));
-    Ok(daemon::PassReport {
-        diagnostics: passed.diagnostics.iter().map(crate::diagnostic::Diagnostic::summary).collect(),
-        failures: failures.chain(snapshots.failures).collect(),
-        up: passed.up(),
-        wake_ms: passed.plan.wake_ms.into_iter().chain(snapshots.wake_ms).min(),
-    })
 }

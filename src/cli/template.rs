@@ -16,7 +16,7 @@ use crate::execute::{self, Host};
 use crate::template::{self, Base};
 use crate::{diagnostic, root, source, status};
 
-pub use layers::made_from;
+pub use layers::{layers_named, made_from};
 
 pub fn template(options: &Options, asked: &Template) -> Result<i32> {
     match &asked.verb {

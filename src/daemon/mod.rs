@@ -7,6 +7,7 @@
 mod lock;
 mod said;
 mod timers;
+mod work;
 
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
@@ -26,6 +27,8 @@ use crate::supervisor;
 use crate::watch::{Doorbell, Places, Ring};
 use said::Said;
 use timers::Timers;
+use work::Work;
+pub use work::{CommandOf, Job, Jobs, Wanted};
 
 /// Everything is looked at this often even when nothing was heard: network file systems tell
 /// nothing, and drift inside the kernel rings no bell.
@@ -45,6 +48,8 @@ enum Event {
     Changed,
     /// From the doorbell: a keeper has left word in the directory of exits.
     JailExited,
+    /// A job beside the passes has ended.
+    Worked,
     /// SIGHUP.
     Reload,
     /// SIGTERM or SIGINT.
@@ -66,6 +71,10 @@ pub struct PassReport {
     pub up: usize,
     /// When the plan wants to be made again, milliseconds since the epoch.
     pub wake_ms: Option<u64>,
+    /// What is to be done beside the passes.
+    pub jobs: Jobs,
+    /// How many of such are under way; filled in by the loop.
+    pub working: usize,
 }
 
 /// What the daemon asks of one pass over everything.
@@ -97,8 +106,14 @@ pub fn is_running(run: &Path) -> bool {
     lock::is_held(run)
 }
 
-/// Runs in the foreground until SIGTERM or SIGINT.
-pub fn run(paths: &Paths, options: Options, pass: &mut Pass<'_>) -> anyhow::Result<()> {
+/// Runs in the foreground until SIGTERM or SIGINT. What a pass wants done beside it is done by the
+/// commands of `command`.
+pub fn run(
+    paths: &Paths,
+    options: Options,
+    command: CommandOf<'_>,
+    pass: &mut Pass<'_>,
+) -> anyhow::Result<()> {
     log::start(options.log);
     make_directory(&paths.run, 0o711)?;
     let _lock = lock::hold(&paths.run)?;
@@ -108,11 +123,17 @@ pub fn run(paths: &Paths, options: Options, pass: &mut Pass<'_>) -> anyhow::Resu
     let (events, inbox) = sync_channel(EVENTS_MAX);
     let stop = Arc::new(AtomicBool::new(false));
     catch_signals(events.clone(), Arc::clone(&stop))?;
+    let bells = events.clone();
+    let bell = move || -> work::Bell {
+        let events = bells.clone();
+        Box::new(move || tell(&events, Event::Worked))
+    };
     let doorbell = Doorbell::hang(places, move |ring| tell(&events, event_of(ring)))?;
     log::info(None, &format!("daemon started, definitions in {}", paths.config.display()));
     let now = Instant::now();
     let timers = Timers::new(options.rescan, now);
-    let mut daemon = Loop { run: paths.run.clone(), inbox, stop, doorbell, timers, said: Said::default() };
+    let (run, said, work) = (paths.run.clone(), Said::default(), Work::new(command, bell));
+    let mut daemon = Loop { run, inbox, stop, doorbell, timers, said, work };
     daemon.serve(pass);
     Ok(())
 }
@@ -156,16 +177,17 @@ fn catch_signals(events: SyncSender<Event>, stop: Arc<AtomicBool>) -> anyhow::Re
     Ok(())
 }
 
-struct Loop {
+struct Loop<'c> {
     run: PathBuf,
     inbox: Receiver<Event>,
     stop: Arc<AtomicBool>,
     doorbell: Doorbell,
     timers: Timers,
     said: Said,
+    work: Work<'c>,
 }
 
-impl Loop {
+impl Loop<'_> {
     fn serve(&mut self, pass: &mut Pass<'_>) {
         let status = self.round(Event::Rescan, pass);
         supervisor::ready(&status);
@@ -182,6 +204,7 @@ impl Loop {
             }
         }
         supervisor::stopping();
+        self.work.end();
         log::info(None, "daemon stopped, jails stay as they are");
         log::flush();
     }
@@ -223,8 +246,11 @@ impl Loop {
     /// One pass, with what goes before and after it; gives the status line.
     fn round(&mut self, event: Event, pass: &mut Pass<'_>) -> String {
         match event {
-            Event::Changed | Event::Reload => self.timers.forget_failures(),
-            Event::JailExited | Event::Stop | Event::Retry | Event::Rescan => {}
+            Event::Changed | Event::Reload => {
+                self.timers.forget_failures();
+                self.work.forget_troubles();
+            }
+            Event::JailExited | Event::Worked | Event::Stop | Event::Retry | Event::Rescan => {}
         }
         let anew = matches!(event, Event::Rescan | Event::Reload);
         if anew {
@@ -234,14 +260,24 @@ impl Loop {
         for name in exits::take(&self.run) {
             log::info(Some(&name), "main process ended");
         }
-        let outcome = pass(Asked { stop: &self.stop, anew });
+        self.work.hear(Instant::now());
+        let mut outcome = pass(Asked { stop: &self.stop, anew });
         let now = Instant::now();
         let failed = outcome.as_ref().map_or(true, |report| !report.failures.is_empty());
         let wake = outcome.as_ref().ok().and_then(|report| report.wake_ms).map(from_now);
-        self.timers.after_pass(now, failed, wake);
+        let rest = outcome.as_mut().ok().and_then(|report| self.beside(report, now));
+        self.timers.after_pass(now, failed, wake.into_iter().chain(rest).min());
         self.say(&outcome, now);
         crate::sys::process::trim_memory();
         status_line(&outcome)
+    }
+
+    /// Sees to what is to be done beside the passes; gives when the next of it may begin.
+    fn beside(&mut self, report: &mut PassReport, now: Instant) -> Option<Duration> {
+        let rest = self.work.want(&report.jobs, now);
+        report.failures.extend(self.work.failures(&report.jobs));
+        report.working = self.work.running();
+        rest
     }
 
     fn say(&mut self, outcome: &anyhow::Result<PassReport>, now: Instant) {
@@ -271,6 +307,7 @@ fn status_line(outcome: &anyhow::Result<PassReport>) -> String {
     let failed = report.failures.len();
     let mut parts = vec![format!("{} up", counted(report.up, "jail"))];
     parts.extend((failed > 0).then(|| format!("{failed} failed")));
+    parts.extend((report.working > 0).then(|| format!("{} under way", counted(report.working, "job"))));
     let diagnostics = report.diagnostics.len();
     parts.extend((diagnostics > 0).then(|| counted(diagnostics, "diagnostic")));
     parts.join(", ")

@@ -24,7 +24,7 @@ fn the_status_is_one_line() {
         (3, 2, 2, "3 jails up, 2 failed, 2 diagnostics"),
     ] {
         let (failures, diagnostics) = (vec![failure.clone(); failures], vec![String::new(); diagnostics]);
-        let report = PassReport { up, failures, diagnostics, wake_ms: None };
+        let report = PassReport { diagnostics, failures, up, ..PassReport::default() };
         assert_eq!(status_line(&Ok(report)), expect);
     }
     let failed = anyhow::anyhow!("denied\n").context("read /etc");
@@ -51,7 +51,8 @@ fn child() {
         }
         Ok(report)
     };
-    let outcome = run(&paths, Options { log: Destination::Stderr, rescan: RESCAN }, &mut pass);
+    let options = Options { log: Destination::Stderr, rescan: RESCAN };
+    let outcome = run(&paths, options, &|_| Command::new("true"), &mut pass);
     if let Err(e) = outcome {
         eprintln!("{e:#}");
         std::process::exit(1);

@@ -17,6 +17,7 @@ use crate::jail::{Jail, JailName, Settings};
 use crate::journal::{ids, lock, make_directory};
 use crate::keeper::build::BUILDER_NAME;
 use crate::limits::{Cgroup, Needs};
+use crate::live::Live;
 use crate::plan::Plan;
 use crate::root::layers::program::Program;
 use crate::root::layers::{self, Progress, Site};
@@ -36,20 +37,40 @@ impl Host {
     }
 }
 
+/// Makes one layer of the template that is named, those below it being there.
+pub type BuildLayer<'b> = &'b dyn Fn(&Host, &str, &Layer) -> Result<()>;
+
+/// Whether a start of the plan needs a layer that is not there.
+pub fn needs_layers(desired: &Desired, live: &Live, plan: &Plan) -> bool {
+    starts(desired, plan)
+        .any(|wanted| wanted.root.layers.iter().any(|layer| !live.layers.contains(&layer.id)))
+}
+
+fn starts<'d>(desired: &'d Desired, plan: &Plan) -> impl Iterator<Item = &'d DesiredJail> {
+    plan.actions.iter().filter(|action| action.starts()).filter_map(|action| desired.jails.get(&action.name))
+}
+
 /// Makes the layers that the starts of a plan need, each once, before anything is stopped for
 /// them. Gives the jails that cannot have theirs, with the reason.
-pub fn layers_of(host: &Host, desired: &Desired, plan: &Plan) -> BTreeMap<JailName, String> {
+pub fn layers_of(
+    host: &Host,
+    desired: &Desired,
+    plan: &Plan,
+    build: BuildLayer<'_>,
+) -> BTreeMap<JailName, String> {
     let mut made: BTreeMap<&str, Result<(), String>> = BTreeMap::new();
     let mut failed = BTreeMap::new();
-    for action in plan.actions.iter().filter(|action| action.starts()) {
-        let Some(wanted) = desired.jails.get(&action.name) else { continue };
+    for wanted in starts(desired, plan) {
+        let template = wanted.jail.template.as_deref().unwrap_or_default();
         for layer in wanted.root.layers.iter().rev() {
             let outcome = made.entry(&layer.id).or_insert_with(|| {
-                let made = host.layers(std::slice::from_ref(layer), &|_| crate::supervisor::progress());
-                made.map(drop).map_err(|error| format!("{error:#}"))
+                if layers::is_built(&host.journal.paths.state, &layer.id) {
+                    return Ok(());
+                }
+                build(host, template, layer).map_err(|error| format!("{error:#}"))
             });
             if let Err(why) = outcome {
-                failed.insert(action.name.clone(), why.clone());
+                failed.insert(wanted.jail.name.clone(), why.clone());
                 break;
             }
         }
@@ -119,9 +140,8 @@ fn start(host: &Host, spec: &Spec, limit: Duration) -> Result<Program> {
 
 /// The jail as if it were defined: the lines are its `exec.start`, and the last one its command.
 fn wanted(lines: &Build, aside: &Path) -> Result<DesiredJail> {
-    let digest = aside.file_name().unwrap_or_default().to_string_lossy();
-    let digits: String = digest.chars().skip_while(|c| *c != '-').skip(1).take(DIGITS).collect();
-    let name = JailName::new(&format!("build-{digits}")).map_err(|error| anyhow!(error))?;
+    let aside = aside.file_name().unwrap_or_default().to_string_lossy();
+    let name = jail_name(&aside)?;
     let (last, first) = lines.run.split_last().context("a build without a line")?;
     let settings = Settings::from([
         ("template".to_owned(), "build".into()),
@@ -136,6 +156,22 @@ fn wanted(lines: &Build, aside: &Path) -> Result<DesiredJail> {
     let etc = if lines.network { vec![EtcFile::ResolvConf] } else { Vec::new() };
     let root = DesiredRoot { etc, host_usr: lines.host_usr, ..DesiredRoot::default() };
     Ok(DesiredJail { file: PathBuf::new(), settings, jail, root })
+}
+
+/// The build jail's, by a text with the layer's id in it.
+fn jail_name(text: &str) -> Result<JailName> {
+    let (_, digest) = text.split_once("sha256-").context("a layer without a digest")?;
+    let digits: String = digest.chars().take(DIGITS).collect();
+    JailName::new(&format!("build-{digits}")).map_err(|error| anyhow!(error))
+}
+
+/// Clears what builders left that were killed: half a layer each, and their jails' cgroups.
+pub fn clear_killed(host: &Host) -> Result<()> {
+    let clear = |id: &str| {
+        // What is in use yet is left to the next pass, or to `gc`.
+        let _ = jail_name(id).and_then(|name| super::remove_cgroup(host, &name));
+    };
+    layers::remove_half_built(&host.journal.paths.state, &clear)
 }
 
 /// Nobody is there to answer a question.

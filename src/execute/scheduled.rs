@@ -1,6 +1,8 @@
 //! The snapshots that definitions ask for again and again: what is due is taken, what there is too
 //! much of is removed. None of it touches whether a jail runs.
 
+use std::collections::BTreeMap;
+
 use anyhow::{Context, Result};
 
 use super::snapshot::{self, Asked};
@@ -22,6 +24,32 @@ pub struct Report {
     pub wake_ms: Option<u64>,
 }
 
+/// Which snapshots are due.
+#[derive(Debug, Default)]
+pub struct Due {
+    /// Jails with one to take, and how soon it makes sense to try again, milliseconds.
+    pub jails: BTreeMap<JailName, u64>,
+    /// When the next is due of the others, milliseconds since the epoch.
+    pub wake_ms: Option<u64>,
+}
+
+/// Looks only. What cannot be looked at is due, and its trouble is that of taking it.
+pub fn due(host: &Host, desired: &Desired) -> Due {
+    let mut due = Due::default();
+    for (name, wanted) in &desired.jails {
+        for schedule in &wanted.jail.snapshot {
+            match next(host, name, schedule).unwrap_or(Some(0)) {
+                Some(at) if at <= now_ms() => {
+                    let again = due.jails.entry(name.clone()).or_insert(AGAIN_MS);
+                    *again = schedule.every.min(*again);
+                }
+                later => due.wake_ms = due.wake_ms.into_iter().chain(later).min(),
+            }
+        }
+    }
+    due
+}
+
 /// Takes what is due of the `only` ones, or of all.
 pub fn take_due(host: &Host, desired: &Desired, only: &[JailName], progress: Progress<'_>) -> Report {
     let mut report = Report::default();
@@ -40,7 +68,18 @@ pub fn take_due(host: &Host, desired: &Desired, only: &[JailName], progress: Pro
     report
 }
 
-/// When the next is due; never for a jail that has not written anything yet.
+/// When the next is to be taken; never for a jail that has not written anything yet.
+fn next(host: &Host, name: &JailName, schedule: &Schedule) -> Result<Option<u64>> {
+    if interrupted() || !host.journal.state_dir(name).exists() {
+        return Ok(None);
+    }
+    let last = of(host, name, schedule)?.last().map(|last| last.at_ms);
+    // A clock that was set back must not put the next one off for years.
+    let last = last.filter(|at| *at <= now_ms());
+    Ok(Some(last.map_or(0, |at| at + schedule.every)))
+}
+
+/// Takes one that is due, and gives when the next is.
 fn one(
     host: &Host,
     wanted: &DesiredJail,
@@ -48,15 +87,10 @@ fn one(
     progress: Progress<'_>,
 ) -> Result<Option<u64>> {
     let name = &wanted.jail.name;
-    if interrupted() || !host.journal.state_dir(name).exists() {
-        return Ok(None);
-    }
     let now = now_ms();
-    let last = of(host, name, schedule)?.last().map(|last| last.at_ms);
-    // A clock that was set back must not put the next one off for years.
-    let next = last.filter(|at| *at <= now).map(|at| at + schedule.every);
-    if let Some(next) = next.filter(|next| *next > now) {
-        return Ok(Some(next));
+    let next = next(host, name, schedule)?;
+    if next.is_none_or(|next| next > now) {
+        return Ok(next);
     }
     let label = format!("{}-{}", schedule.label, books::time_label(now));
     let asked = Asked { label: Some(&label), schedule: Some(&schedule.label), progress: &|_| () };

@@ -5,7 +5,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::judge::{Judgement, judge, runs, stop};
-use super::{Action, ActionKind, Options, order};
+use super::{Action, ActionKind, Options, layers, order};
 use crate::desired::Desired;
 use crate::jail::JailName;
 use crate::live::{JailState, Live};
@@ -54,10 +54,14 @@ pub fn settle<'a>(
             follow_down(name, below, &mut judgements, desired, live, options);
         }
         let missing = depends(desired, name).iter().find(|other| !up_after(other, &judgements, live));
-        if let Some(missing) = missing
-            && let Some(judgement) = judgements.remove(name)
-        {
-            judgements.insert(name, hold_back(judgement, name, missing, live));
+        let missing = missing.map(|missing| format!("depends on {missing}, which is down"));
+        if let Some(judgement) = judgements.remove(name) {
+            let judgement = layers::weigh(judgement, name, desired, live, options);
+            let judgement = match missing {
+                Some(reason) => hold_back(judgement, name, reason, live),
+                None => judgement,
+            };
+            judgements.insert(name, judgement);
         }
     }
     judgements
@@ -138,13 +142,12 @@ fn up_after(name: &JailName, judgements: &Judgements, live: &Live) -> bool {
     }
 }
 
-/// Keeps `name` from starting while `missing` is down: what runs goes on running, what was cut
-/// off or has ended is cleared away.
-fn hold_back(judgement: Judgement, name: &JailName, missing: &JailName, live: &Live) -> Judgement {
+/// Keeps `name` from starting: what runs goes on running, what was cut off or has ended is cleared
+/// away.
+pub fn hold_back(judgement: Judgement, name: &JailName, reason: String, live: &Live) -> Judgement {
     if !judgement.action.as_ref().is_some_and(Action::starts) {
         return judgement;
     }
-    let reason = format!("depends on {missing}, which is down");
     let Some(seen) = live.jails.get(name).filter(|seen| seen.state != JailState::Down) else {
         return Judgement { action: None, note: Some(reason), ..judgement };
     };

@@ -20,6 +20,8 @@ pub struct Judgement {
     /// Somebody wants it down, or something that it depends on: what depends on it stops with it.
     /// Not so for a jail that failed: its dependants have lived through that already.
     pub kept_down: bool,
+    /// The template that has to be built before the jail starts.
+    pub unbuilt: Option<String>,
 }
 
 /// What is wanted of a jail now, from its definition, its holder and its history.

@@ -39,10 +39,11 @@ fn settings() -> impl Strategy<Value = Settings> {
         key("exec.poststop", vec![json!(["true"]), json!([])]),
         key("restart.policy", vec![json!("no"), json!("on-failure"), json!("always")]),
         key("enabled", vec![json!(true), json!(true), json!(true), json!(false)]),
+        key("template", vec![json!("t")]),
     );
-    keys.prop_map(|(a, b, c, d, e, f, g)| {
+    keys.prop_map(|(a, b, c, d, e, f, g, h)| {
         let present =
-            [a, b, c, d, e, f, g].into_iter().filter_map(|(key, value)| Some((key.to_owned(), value?)));
+            [a, b, c, d, e, f, g, h].into_iter().filter_map(|(key, value)| Some((key.to_owned(), value?)));
         present.collect()
     })
 }
@@ -62,7 +63,7 @@ fn file() -> impl Strategy<Value = RootFile> {
 fn root() -> impl Strategy<Value = DesiredRoot> {
     let ids = vec(prop::sample::select(vec!["sha256-1", "sha256-2"]), 0..2);
     (ids, any::<bool>(), vec(file(), 0..3)).prop_map(|(ids, host_usr, files)| {
-        let layer = |id: &str| Layer { id: id.to_owned(), source: LayerSource::Host };
+        let layer = |id: &str| Layer { id: id.to_owned(), source: LayerSource::Built };
         let by_target: BTreeMap<_, _> = files.into_iter().map(|file| (file.target.clone(), file)).collect();
         let layers = ids.into_iter().map(layer).collect();
         DesiredRoot { layers, host_usr, files: by_target.into_values().collect(), etc: Vec::new() }
@@ -255,8 +256,8 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: 300, failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
-    fn a_plan_carried_out_leaves_nothing((desired, live) in case(), only in vec(name(), 0..2), no_restart: bool) {
-        let options = Options { only, no_restart, again: false };
+    fn a_plan_carried_out_leaves_nothing((desired, live) in case(), only in vec(name(), 0..2), no_restart: bool, waits_for_layers: bool) {
+        let options = Options { only, no_restart, again: false, waits_for_layers };
         let first = plan(&desired, &live, &options);
         let second = plan(&desired, &simulate(&first, &live, &desired), &options);
         prop_assert!(second.is_empty(), "first {first:#?}\nsecond {second:#?}");

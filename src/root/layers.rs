@@ -127,7 +127,7 @@ pub fn ensure(site: Site<'_>, layer: &Layer) -> anyhow::Result<PathBuf> {
     lock.release();
     built.with_context(|| format!("build layer {}", layer.id))?;
     if !was_built {
-        sweep(&site.state.join("layers"), &layers)?;
+        sweep(&site.state.join("layers"), &layers, &|_| ())?;
     }
     Ok(done)
 }
@@ -285,6 +285,12 @@ impl Lock {
         Ok(same.then_some(Self { path, _file: file }))
     }
 
+    /// Asked for by way of a shared lock, so that two who look do not see each other.
+    fn is_held(path: &Path) -> bool {
+        let Ok(file) = File::open(path) else { return false };
+        matches!(file.try_lock_shared(), Err(fs::TryLockError::WouldBlock))
+    }
+
     fn release(self) {
         // A lock file that stays costs nothing, and the next holder removes it.
         let _ = fs::remove_file(&self.path);
@@ -297,15 +303,33 @@ fn building_id(name: &OsStr) -> Option<&str> {
     Some(id.strip_suffix(ASIDE).unwrap_or(id))
 }
 
-/// Removes what builders left that did not live to the end.
-fn sweep(path: &Path, layers: &OwnedFd) -> anyhow::Result<()> {
+/// Removes what builders left that did not live to the end; `before` is told the layer's id while
+/// nobody else can build it.
+fn sweep(path: &Path, layers: &OwnedFd, before: &dyn Fn(&str)) -> anyhow::Result<()> {
     for name in file::names(layers, LAYERS_MAX).context("list the layers")? {
         let Some(id) = building_id(&name) else { continue };
         let Some(lock) = Lock::try_take(path, id)? else { continue };
+        before(id);
         removal::remove(layers, &name)?;
         lock.release();
     }
     Ok(())
+}
+
+/// The ids of the layers that are built, and of those that somebody builds just now.
+pub fn there(state: &Path) -> anyhow::Result<(BTreeSet<String>, BTreeSet<String>)> {
+    let path = state.join("layers");
+    let entries = fs::read_dir(&path).with_context(|| format!("list {}", path.display()))?;
+    let names = entries.filter_map(|entry| entry.ok()?.file_name().into_string().ok());
+    let (mut built, mut building) = (BTreeSet::new(), BTreeSet::new());
+    for name in names.take(LAYERS_MAX) {
+        if let Some(id) = name.strip_prefix(LOCK) {
+            building.extend(Lock::is_held(&path.join(&name)).then(|| id.to_owned()));
+        } else if name.starts_with("sha256-") {
+            built.insert(name);
+        }
+    }
+    Ok((built, building))
 }
 
 /// The ids of all layers that are built, sorted.
@@ -360,9 +384,9 @@ pub fn half_built(state: &Path) -> anyhow::Result<Vec<(String, u64)>> {
     Ok(found)
 }
 
-/// Removes what [`half_built`] lists.
-pub fn remove_half_built(state: &Path) -> anyhow::Result<()> {
-    sweep(&state.join("layers"), &open_layers(state)?)
+/// Removes what [`half_built`] lists; see [`sweep`] for `before`.
+pub fn remove_half_built(state: &Path, before: &dyn Fn(&str)) -> anyhow::Result<()> {
+    sweep(&state.join("layers"), &open_layers(state)?, before)
 }
 
 /// Bytes on the disk; a file with several names is counted once.

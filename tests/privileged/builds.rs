@@ -8,7 +8,7 @@ use crate::machine::Machine;
 use crate::templates::busybox_root;
 
 /// A template `b` on busybox that runs these lines.
-fn template(machine: &Machine, lines: &[&str], more: &str) {
+pub fn template(machine: &Machine, lines: &[&str], more: &str) {
     let root = machine.path().join("root");
     if !root.exists() {
         busybox_root(&root);
@@ -25,7 +25,7 @@ fn has_layer(machine: &Machine, manifest: &str) -> bool {
 }
 
 /// What lies in `layers/`, layers by the word.
-fn layers(machine: &Machine) -> Vec<String> {
+pub fn layers(machine: &Machine) -> Vec<String> {
     let entries = std::fs::read_dir(machine.state().join("layers")).into_iter().flatten();
     let mut names: Vec<String> = entries
         .map(|entry| entry.unwrap().file_name().to_string_lossy().into_owned())
@@ -109,6 +109,7 @@ fn a_killed_build_is_done_again_and_two_at_once_are_one() {
     let said: String = outputs.iter().map(crate::machine::said).collect();
     assert!(outputs.iter().all(|output| output.status.success()), "{said}");
     assert_eq!(said.matches("build: started").count(), 1, "{said}");
+    assert_eq!(said.matches("template b: waiting for another build of this layer").count(), 1, "{said}");
     assert_eq!(layers(&machine), ["layer", "layer"]);
     machine.good(&["gc"]);
 }
@@ -157,6 +158,266 @@ fn a_layer_that_has_changed_is_named() {
     std::fs::remove_dir_all(machine.config().join("templates/b")).unwrap();
     machine.good(&["template", "gc"]);
     assert_eq!(layers(&machine), [""; 0], "manifests go with their layers");
+}
+
+/// A host for programs that make a Debian: none of its own is found, but the scripts of the test.
+struct Programs<'m> {
+    machine: &'m Machine,
+    hidden: Vec<String>,
+}
+
+const PLACES: [&str; 5] = ["/usr/local/bin", "/usr/sbin", "/usr/bin", "/sbin", "/bin"];
+const SCRIPTS: &str = "/usr/local/sbin";
+const BINFMT: &str = "/proc/sys/fs/binfmt_misc";
+
+impl<'m> Programs<'m> {
+    fn new(machine: &'m Machine) -> Self {
+        let mut programs = Self { machine, hidden: Vec::new() };
+        programs.mount(&["-t", "tmpfs", "scripts", SCRIPTS]);
+        programs.mount(&["-t", "tmpfs", "binfmt", BINFMT]);
+        for name in ["mmdebstrap", "debootstrap"] {
+            for place in PLACES {
+                let path = format!("{place}/{name}");
+                let is_there = machine.outside(&["test", "-f", &path]).status.success();
+                if is_there {
+                    programs.mount(&["--bind", "/dev/null", &path]);
+                }
+            }
+        }
+        programs
+    }
+
+    fn mount(&mut self, words: &[&str]) {
+        let mounted = self.machine.outside(&[&["mount"], words].concat());
+        assert!(mounted.status.success(), "{mounted:?}");
+        self.hidden.push((*words.last().unwrap()).to_owned());
+    }
+
+    /// A file that the machine alone sees.
+    fn write(&self, path: &str, text: &str) {
+        let script = "printf %s \"$1\" > \"$0\"; chmod 755 \"$0\"";
+        let written = self.machine.outside(&["sh", "-ec", script, path, text]);
+        assert!(written.status.success(), "{written:?}");
+    }
+
+    /// Puts what a template is made of in place of a Debian; `line` goes before.
+    fn script(&self, name: &str, line: &str) {
+        let root = self.machine.path().join("root");
+        if !root.exists() {
+            busybox_root(&root);
+        }
+        let root = root.display();
+        let make = match name {
+            "mmdebstrap" => format!("tar -C {root} -c ."),
+            _ => format!(
+                "for t; do case $t in /*) mkdir $t; cp -a {root}/. $t; echo \"$*\" > $t/etc/args;; esac; done"
+            ),
+        };
+        self.write(&format!("{SCRIPTS}/{name}"), &format!("#!/bin/sh -e\n{line}\n{make}\n"));
+    }
+}
+
+impl Drop for Programs<'_> {
+    fn drop(&mut self) {
+        for path in self.hidden.iter().rev() {
+            // What a build that was just killed still holds goes with it.
+            self.machine.outside(&["umount", "--lazy", path]);
+        }
+    }
+}
+
+fn debian(machine: &Machine, more: &str) {
+    let text = format!("[base]\ndebootstrap = {{ suite = 'trixie'{more} }}\n");
+    machine.write("templates/b/template.toml", &text);
+}
+
+#[test]
+fn debootstrap_takes_the_place_of_mmdebstrap() {
+    let Some(machine) = Machine::new() else { return };
+    let programs = Programs::new(&machine);
+    debian(
+        &machine,
+        ", include = ['nginx'], components = ['main', 'contrib'], mirror = 'http://127.0.0.1/d'",
+    );
+    let said = machine.status(&["template", "build", "b"], 1);
+    assert!(said.contains("neither mmdebstrap nor debootstrap is installed"), "{said}");
+    programs.script("debootstrap", "echo I: Retrieving; echo W: odd >&2");
+    let said = machine.stockade(&["template", "build", "b"]);
+    let said = crate::machine::said(&said);
+    assert!(said.contains("template b: debootstrap: I: Retrieving") && said.contains("W: odd"), "{said}");
+    let seen = machine.good(&["run", "b", "--", "/bin/cat", "/etc/args", "/etc/motd"]);
+    let (args, motd) = seen.split_once('\n').unwrap();
+    assert!(args.starts_with("--include=nginx --components=main,contrib trixie /"), "{args}");
+    assert!(args.ends_with("/root http://127.0.0.1/d") && motd == "from the base\n", "{seen}");
+    debian(&machine, ", variant = 'apt'");
+    let said = machine.status(&["template", "build", "b"], 1);
+    assert!(said.contains("debootstrap knows no variant `apt`: install mmdebstrap"), "{said}");
+    debian(&machine, "");
+    programs.script("debootstrap", "echo E: no such suite; exit 1");
+    let said = machine.status(&["template", "build", "b"], 1);
+    assert!(said.contains("debootstrap: exit status: 1: E: no such suite"), "{said}");
+    assert_eq!(layers(&machine), ["layer"]);
+}
+
+#[test]
+fn programs_of_another_architecture_need_an_interpreter() {
+    let Some(machine) = Machine::new() else { return };
+    let programs = Programs::new(&machine);
+    let (arch, qemu) = if cfg!(target_arch = "x86_64") { ("arm64", "aarch64") } else { ("amd64", "x86_64") };
+    programs.script(
+        "mmdebstrap",
+        &format!("for a; do [ $a != --architectures={arch} ] || said=1; done; [ \"$said\" ]"),
+    );
+    debian(&machine, &format!(", arch = '{arch}'"));
+    machine.jail("a", "template = 'b'\nexec.command = ['/bin/sleep', '1000']\n");
+    let refused = |said: &str| {
+        let fault = format!("base.debootstrap.arch: it is for {arch}, this host is ");
+        assert!(said.contains(&fault) && said.contains("template.toml:2:"), "{said}");
+        assert!(said.contains(&format!("no qemu-{qemu} is registered: install qemu-user-static")), "{said}");
+    };
+    refused(&machine.status(&["plan"], 3));
+    refused(&machine.status(&["template", "build", "b"], 3));
+    // One that is not held open would not be found inside a jail.
+    let entry = format!("{BINFMT}/qemu-{qemu}");
+    programs.write(&entry, "enabled\ninterpreter /usr/bin/qemu\nflags: OC\n");
+    refused(&machine.status(&["apply"], 3));
+    assert!(
+        crate::machine::said(&machine.stockade(&["doctor"])).contains("remedy: install qemu-user-static")
+    );
+    programs.write(&entry, "enabled\ninterpreter /usr/bin/qemu\nflags: OCF\n");
+    assert!(crate::machine::said(&machine.stockade(&["doctor"])).contains(&format!("  {arch} beside ")));
+    machine.good(&["apply"]);
+    assert_eq!(machine.state_of("a"), "running");
+    // Without the interpreter the definition is wrong again, and the last apply would say so.
+    std::fs::remove_dir_all(machine.config().join("templates/b")).unwrap();
+    machine.remove("a");
+    machine.good(&["apply"]);
+}
+
+/// Begins what builds template `b`, and waits until a program of it runs.
+fn begin(machine: &Machine, args: &[&str]) -> std::process::Child {
+    let mut command = machine.command(args);
+    let child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let is_building = || layers(machine).iter().any(|name| name.ends_with("-aside"));
+    machine.wait_until("it builds", || is_building() && !crate::leak::processes(machine).is_empty());
+    std::thread::sleep(std::time::Duration::from_millis(300));
+    child
+}
+
+fn build_cgroups(machine: &Machine) -> usize {
+    let below = |parent: PathBuf| std::fs::read_dir(parent).into_iter().flatten().flatten();
+    let all = machine.cgroups().into_iter().flat_map(below);
+    all.filter(|entry| entry.file_name().to_string_lossy().starts_with("build-")).count()
+}
+
+/// Whatever builds and however it is ended: nothing is left, and the next one does it all.
+fn end_and_do_again(machine: &Machine, built: usize, slow: &dyn Fn(), fast: &dyn Fn()) {
+    use rustix::process::{Signal, kill_process};
+    for verb in [&["template", "build", "b"][..], &["apply"]] {
+        for signal in [Signal::INT, Signal::TERM, Signal::KILL] {
+            slow();
+            let child = begin(machine, verb);
+            kill_process(rustix::process::Pid::from_child(&child), signal).unwrap();
+            let output = child.wait_with_output().unwrap();
+            let said = crate::machine::said(&output);
+            machine.wait_until("its processes are gone", || crate::leak::processes(machine).is_empty());
+            if signal == Signal::KILL {
+                // Nobody was there to clear it: the next one does, whatever it is about.
+                machine.good(&["apply", "--only", "other"]);
+            } else {
+                assert_eq!(output.status.code(), Some(1), "{said}");
+                assert!(said.contains("interrupted"), "{said}");
+            }
+            assert_eq!(layers(machine), vec!["layer"; built], "{verb:?} {signal:?}: {said}");
+            assert_eq!(build_cgroups(machine), 0, "{verb:?} {signal:?}: {said}");
+        }
+    }
+    fast();
+    machine.good(&["apply"]);
+    assert_eq!(layers(machine), vec!["layer"; built + 1]);
+}
+
+#[test]
+fn what_is_interrupted_leaves_nothing_and_is_done_anew() {
+    let Some(machine) = Machine::new() else { return };
+    machine.jail("other", "template = 'host'\nenabled = false\nexec.command = ['true']\n");
+    machine.jail("a", "template = 'b'\nexec.command = ['/bin/sleep', '1000']\n");
+    let slow = || template(&machine, &["echo begun", "busybox sleep 1000"], "");
+    // Made beforehand, so that what is left is easily counted.
+    template(&machine, &["exit 1"], "");
+    machine.status(&["template", "build", "b"], 1);
+    end_and_do_again(&machine, 1, &slow, &|| template(&machine, &["echo x > /etc/built"], ""));
+    machine.good(&["stop", "a"]);
+    machine.remove("a");
+    machine.good(&["apply"]);
+    machine.good(&["destroy", "--yes", "a"]);
+    machine.good(&["gc"]);
+}
+
+#[test]
+fn a_debootstrap_that_is_interrupted_leaves_nothing() {
+    let Some(machine) = Machine::new() else { return };
+    machine.jail("other", "template = 'host'\nenabled = false\nexec.command = ['true']\n");
+    machine.jail("a", "template = 'b'\nexec.command = ['/bin/sleep', '1000']\n");
+    let programs = Programs::new(&machine);
+    debian(&machine, "");
+    let slow = || programs.script("mmdebstrap", "mount -t tmpfs none /mnt; sleep 1000 & wait");
+    end_and_do_again(&machine, 0, &slow, &|| programs.script("mmdebstrap", ""));
+}
+
+#[test]
+fn who_waits_for_a_build_sees_that_it_goes_on() {
+    let Some(machine) = Machine::new() else { return };
+    machine.jail("a", "template = 'b'\nexec.command = ['/bin/sleep', '1000']\n");
+    let lines = |number: u32| template(&machine, &[&format!("echo {number}; busybox sleep 2")], "");
+    lines(1);
+    let said = crate::machine::said(&machine.stockade(&["apply"]));
+    for line in [
+        "+ a  its template `b` is built first",
+        "template b: building run echo 1",
+        "template b: built in 2 s",
+    ] {
+        assert_eq!(said.matches(line).count(), 1, "{line}: {said}");
+    }
+    assert!(said.contains("a: started\n") && !said.contains("build: 1"), "{said}");
+    lines(2);
+    let output = machine.stockade(&["apply", "--json"]);
+    let json: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert!(json["kind"] == "plan" && output.stderr.is_empty(), "{output:?}");
+    // On a terminal, one line for as long as it lasts.
+    lines(3);
+    let words = machine.shell_words(&["apply"]);
+    let output = assert_cmd::Command::new("script").args(["-qec", &words, "/dev/null"]).output().unwrap();
+    let said = crate::machine::said(&output);
+    assert!(said.contains(" template b: build: 3 ") && said.contains("template b: built in 2 s"), "{said:?}");
+    // What takes no time is not spoken of.
+    template(&machine, &["echo 4"], "");
+    let said = crate::machine::said(&machine.stockade(&["apply"]));
+    assert!(!said.contains("template b: b"), "{said}");
+}
+
+#[test]
+fn lines_reach_the_network_where_they_are_let() {
+    let Some(machine) = Machine::new() else { return };
+    let page = machine.path().join("page");
+    std::fs::write(&page, "from the host\n").unwrap();
+    let serve = "busybox httpd -f -p 127.0.0.1:8080 -h \"$0\"";
+    let mut words = machine.enter();
+    words.extend(["sh".into(), "-c".into(), format!("exec {serve}"), machine.path().display().to_string()]);
+    let mut server = std::process::Command::new(&words[0]).args(&words[1..]).spawn().unwrap();
+    let line = "cat /etc/resolv.conf > /etc/built 2>&1; busybox wget -q -O - http://127.0.0.1:8080/page >> /etc/built";
+    template(&machine, &[line], "");
+    let said = machine.status(&["template", "build", "b"], 1);
+    assert!(said.contains("wget"), "{said}");
+    template(&machine, &[line], "network = true\n");
+    let built = machine.stockade(&["template", "build", "b"]);
+    server.kill().unwrap();
+    server.wait().unwrap();
+    assert!(built.status.success(), "{}", crate::machine::said(&built));
+    let layer = newest(&machine);
+    let seen = std::fs::read_to_string(layer.join("etc/built")).unwrap();
+    assert!(seen.ends_with("from the host\n") && seen.len() > "from the host\n".len(), "{seen}");
+    assert!(!layer.join("etc/resolv.conf").exists(), "lent, and taken back");
 }
 
 /// Downloads some 60 MB from Debian's mirror, so it is a stage of its own in tests/run.

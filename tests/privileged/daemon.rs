@@ -33,23 +33,23 @@ fn site(machine: &Machine) {
 }
 
 /// Starts a daemon that writes its log beside the configuration.
-fn start(machine: &mut Machine, environment: &[(&str, &str)]) {
+pub fn start(machine: &mut Machine, environment: &[(&str, &str)]) {
     let log = File::options().create(true).append(true).open(machine.path().join("daemon.log")).unwrap();
     let mut command = machine.command(&["daemon"]);
     command.envs(environment.iter().copied()).stdout(Stdio::null()).stderr(log);
     machine.daemon = Some(command.spawn().unwrap());
 }
 
-fn log(machine: &Machine) -> String {
+pub fn log(machine: &Machine) -> String {
     std::fs::read_to_string(machine.path().join("daemon.log")).unwrap_or_default()
 }
 
-fn signal(machine: &Machine, signal: Signal) {
+pub fn signal(machine: &Machine, signal: Signal) {
     let daemon = machine.daemon.as_ref().expect("a daemon was started");
     rustix::process::kill_process(pid_of(daemon), signal).unwrap();
 }
 
-fn wait_running(machine: &Machine, name: &str) {
+pub fn wait_running(machine: &Machine, name: &str) {
     machine.wait_until(&format!("{name} runs"), || machine.state_of(name) == "running");
 }
 

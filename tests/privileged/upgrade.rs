@@ -55,6 +55,7 @@ fn a_base_is_changed_under_ten_running_jails() {
     base(&machine, "2", true);
     let plan = machine.status(&["plan"], 4);
     assert!(plan.contains("10 to restart") && plan.contains("-/+ j9") && plan.contains("template"), "{plan}");
+    assert!(plan.contains("is built first, and it runs on its old layers until then"), "{plan}");
     let late = machine.good(&["apply", "--no-restart"]);
     assert!(late.contains("Waiting for a restart:"), "{late}");
     assert_eq!(versions(&machine), vec!["1"; COUNT]);

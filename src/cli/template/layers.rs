@@ -45,6 +45,11 @@ fn layers_of(input: &Input, name: &str) -> Result<Vec<Layer>> {
     template::layers(&input.templates, name).map_err(|wrong| anyhow!(wrong.summary()))
 }
 
+/// The same, of the templates that are there now.
+pub fn layers_named(options: &Options, name: &str) -> Result<Vec<Layer>> {
+    layers_of(&input(options).1, name)
+}
+
 pub fn show(options: &Options, name: &str) -> Result<i32> {
     let (desired, input) = input(options);
     let state = &desired.host.paths.state;

@@ -134,18 +134,26 @@ impl Drop for Program {
     }
 }
 
-/// Lines as they come, also those that end in a carriage return.
 fn listen(mut from: impl BufRead, to: &SyncSender<String>) {
+    while let Some(line) = next_line(&mut from) {
+        if to.send(line).is_err() {
+            return;
+        }
+    }
+}
+
+/// The next line that says something, also one that ends in a carriage return; nothing at the end.
+pub fn next_line(from: &mut impl BufRead) -> Option<String> {
     loop {
         let mut line = Vec::new();
-        match from.by_ref().take(LINE_BYTES_MAX).read_until(b'\n', &mut line) {
-            Ok(0) | Err(_) => return,
+        match from.take(LINE_BYTES_MAX).read_until(b'\n', &mut line) {
+            Ok(0) | Err(_) => return None,
             Ok(_) => {
                 let text = String::from_utf8_lossy(&line);
                 let last = text.trim_end().rsplit('\r').next().unwrap_or_default();
                 let plain: String = last.chars().filter(|c| !c.is_control()).collect();
-                if !plain.is_empty() && to.send(plain).is_err() {
-                    return;
+                if !plain.is_empty() {
+                    return Some(plain);
                 }
             }
         }

@@ -420,6 +420,37 @@ fn lines_reach_the_network_where_they_are_let() {
     assert!(!layer.join("etc/resolv.conf").exists(), "lent, and taken back");
 }
 
+/// The machine has no network; the host has. `before` is done in a mount namespace of its own.
+fn build_with_network(machine: &Machine, template: &str, before: &str) {
+    let directory = |flag: &str, name: &str| format!("--{flag}-dir={}", machine.path().join(name).display());
+    let built = std::process::Command::new("unshare")
+        .args(["--mount", "--propagation", "private", "sh", "-ec", &format!("{before}; exec \"$@\""), "sh"])
+        .arg(env!("CARGO_BIN_EXE_stockade"))
+        .args(
+            [("config", "etc"), ("state", "state"), ("run", "run"), ("log", "log")]
+                .map(|(f, n)| directory(f, n)),
+        )
+        .args(["template", "build", template])
+        .output()
+        .unwrap();
+    assert!(built.status.success(), "{}", crate::machine::said(&built));
+}
+
+/// The same mirror by way of the other program.
+#[test]
+#[ignore = "needs Debian's mirror: tests/run debian"]
+fn a_debian_is_made_without_mmdebstrap_as_well() {
+    let Some(machine) = Machine::new() else { return };
+    machine.write(
+        "templates/deb/template.toml",
+        "[base]\ndebootstrap = { suite = 'trixie', variant = 'minbase' }\n",
+    );
+    build_with_network(&machine, "deb", "mount --bind /dev/null \"$(command -v mmdebstrap)\"");
+    let script = "id -u; dpkg --audit; stat -c %a:%U /usr/bin/su /tmp; ls /var/lib/dpkg/info/libc6*.list";
+    let seen = machine.good(&["run", "deb", "--", "/bin/sh", "-c", script]);
+    assert!(seen.starts_with("0\n4755:root\n1777:root\n/var/lib/dpkg/info/libc6"), "{seen}");
+}
+
 /// Downloads some 60 MB from Debian's mirror, so it is a stage of its own in tests/run.
 #[test]
 #[ignore = "needs Debian's mirror: tests/run debian"]
@@ -430,20 +461,7 @@ fn a_debian_from_debootstrap_serves_its_page() {
                 [[file]]\nsource = \"index.html.tera\"\ntarget = \"/var/www/html/index.html\"\n";
     machine.write("templates/deb/template.toml", text);
     machine.write("templates/deb/index.html.tera", "hello from {{ name }}\n");
-    // The machine has no network; the host has.
-    let directory = |flag: &str, name: &str| format!("--{flag}-dir={}", machine.path().join(name).display());
-    let flags = [
-        directory("config", "etc"),
-        directory("state", "state"),
-        directory("run", "run"),
-        directory("log", "log"),
-    ];
-    let built = std::process::Command::new(env!("CARGO_BIN_EXE_stockade"))
-        .args(flags)
-        .args(["template", "build", "deb"])
-        .output()
-        .unwrap();
-    assert!(built.status.success(), "{}", crate::machine::said(&built));
+    build_with_network(&machine, "deb", "true");
     machine
         .jail("web", "template = \"deb\"\nexec.command = [\"/usr/sbin/nginx\", \"-g\", \"daemon off;\"]\n");
     machine.good(&["apply"]);

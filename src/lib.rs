@@ -46,7 +46,7 @@
 //!    was done and by which definition; the kernel says what runs.
 //! 7. Every wait, queue, retry and size has a named limit.
 //! 8. The daemon has threads, so it never runs set-up code between fork and exec: it executes this
-//!    program again, as a keeper.
+//!    program again, as a keeper or for a job beside its passes. No pass waits for what may last.
 //! 9. A path below a jail's root is opened through a descriptor of that root, never by joined
 //!    strings.
 //! 10. What a definition asks for and the host cannot enforce is refused in the plan, never

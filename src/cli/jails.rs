@@ -331,6 +331,7 @@ fn carry_out(
     up: bool,
     pass: &dyn Fn(&Paths, &PassOptions<'_>) -> Result<Passed>,
 ) -> Result<i32> {
+    execute::catch_interrupt()?;
     let quiet = options.json;
     let progress = |name: &JailName, what: &str| {
         if !quiet {

@@ -23,6 +23,8 @@ use crate::{log, supervisor};
 pub const AT_ONCE_MAX: usize = 4;
 /// A job that takes longer is ended.
 const TIME_MAX: Duration = Duration::from_hours(6);
+/// The shortest pause after one that went well.
+const PAUSE_AGAIN: Duration = Duration::from_millis(500);
 /// The first and the longest pause after a job that failed.
 const PAUSE_FIRST: Duration = Duration::from_secs(2);
 const PAUSE_MAX: Duration = Duration::from_mins(5);
@@ -123,7 +125,9 @@ impl<'c> Work<'c> {
             Ok(lines) => {
                 say_done(&ended.job, &lines, now.saturating_duration_since(running.begun));
                 self.troubles.remove(&ended.job);
-                self.rests.insert(ended.job, running.begun + running.rest);
+                // One that is wanted again all the same has done nothing, and is not to spin.
+                let rest = (running.begun + running.rest).max(now + PAUSE_AGAIN);
+                self.rests.insert(ended.job, rest);
             }
             Err(text) => {
                 let pause = self.troubles.get(&ended.job).map_or(PAUSE_FIRST, |trouble| trouble.pause);
@@ -354,7 +358,7 @@ mod tests {
         let mut work = Work::new(&shell, || Box::new(|| ()));
         let now = Instant::now();
         let many: Vec<Job> = (0..AT_ONCE_MAX + 2)
-            .map(|n| Job::Build { template: n.to_string(), id: "sleep 1000".into() })
+            .map(|n| Job::Build { template: n.to_string(), id: "exec sleep 1000".into() })
             .collect();
         work.want(&wanted(&many.iter().collect::<Vec<_>>()), now);
         assert_eq!(work.running(), AT_ONCE_MAX);

@@ -39,11 +39,10 @@ fn settings() -> impl Strategy<Value = Settings> {
         key("exec.poststop", vec![json!(["true"]), json!([])]),
         key("restart.policy", vec![json!("no"), json!("on-failure"), json!("always")]),
         key("enabled", vec![json!(true), json!(true), json!(true), json!(false)]),
-        key("template", vec![json!("t")]),
     );
-    keys.prop_map(|(a, b, c, d, e, f, g, h)| {
+    keys.prop_map(|(a, b, c, d, e, f, g)| {
         let present =
-            [a, b, c, d, e, f, g, h].into_iter().filter_map(|(key, value)| Some((key.to_owned(), value?)));
+            [a, b, c, d, e, f, g].into_iter().filter_map(|(key, value)| Some((key.to_owned(), value?)));
         present.collect()
     })
 }
@@ -80,6 +79,9 @@ fn desired_jail(
     let below: BTreeSet<&JailName> = depend.iter().filter(|other| *other < name).collect();
     if !below.is_empty() {
         settings.insert("depend".to_owned(), json!(below));
+    }
+    if !root.layers.is_empty() {
+        settings.insert("template".to_owned(), json!("t"));
     }
     let jail = Jail::from_settings(name, &settings).expect("good settings");
     DesiredJail { file: format!("/etc/stockade/jails.d/{name}.toml").into(), settings, jail, root }

@@ -10,12 +10,17 @@ use super::checked;
 const RESIZE: libc::Ioctl = 0x5000_9403;
 const SUBVOL_CREATE: libc::Ioctl = 0x5000_940e;
 const SNAP_DESTROY: libc::Ioctl = 0x5000_940f;
+const SNAP_CREATE: libc::Ioctl = 0x5000_9417;
+const SUBVOL_SETFLAGS: libc::Ioctl = 0x4008_941a;
 const TREE_SEARCH: libc::Ioctl = 0xd000_9411_u32 as libc::Ioctl;
 const INO_LOOKUP: libc::Ioctl = 0xd000_9412_u32 as libc::Ioctl;
+const QGROUP_ASSIGN: libc::Ioctl = 0x4018_9429;
 const QGROUP_CREATE: libc::Ioctl = 0x4010_942a;
 const QGROUP_LIMIT: libc::Ioctl = 0x8030_942b_u32 as libc::Ioctl;
 
 const NAME_BYTES: usize = 4088;
+const SNAPSHOT_NAME_BYTES: usize = 4040;
+const READ_ONLY: u64 = 2;
 const FOUND_BYTES: usize = 3992;
 /// The inode of a subvolume's top.
 const TOP_INODE: u64 = 256;
@@ -23,6 +28,13 @@ const QUOTA_TREE: u64 = 8;
 const QGROUP_STATUS: u32 = 240;
 const QGROUP_INFO: u32 = 242;
 const QGROUP_LIMITS: u32 = 244;
+const QGROUP_RELATION: u32 = 246;
+/// Members of one group that are found in one look.
+const MEMBERS_MAX: u32 = 100;
+/// Of a quota group's number: how far it is above those of subvolumes.
+const LEVEL_SHIFT: u32 = 48;
+/// Bytes before each item that a search has found.
+const HEADER: usize = 32;
 const STATUS_ON: u64 = 1;
 const STATUS_INCONSISTENT: u64 = 4;
 const STATUS_SIMPLE: u64 = 8;
@@ -32,6 +44,15 @@ const LIMIT_REFERENCED: u64 = 1;
 struct Named {
     descriptor: i64,
     name: [u8; NAME_BYTES],
+}
+
+#[repr(C)]
+struct Source {
+    descriptor: i64,
+    transaction: u64,
+    flags: u64,
+    unused: [u64; 4],
+    name: [u8; SNAPSHOT_NAME_BYTES],
 }
 
 #[repr(C)]
@@ -57,6 +78,13 @@ struct Search {
 #[repr(C)]
 struct Create {
     create: u64,
+    group: u64,
+}
+
+#[repr(C)]
+struct Assign {
+    counts: u64,
+    member: u64,
     group: u64,
 }
 
@@ -95,6 +123,40 @@ pub fn destroy(directory: BorrowedFd<'_>, name: &OsStr) -> io::Result<()> {
     checked(unsafe { libc::ioctl(directory.as_raw_fd(), SNAP_DESTROY, &raw const *arguments) }).map(drop)
 }
 
+/// Whether an open directory is the top of a subvolume.
+pub fn is_subvolume(directory: BorrowedFd<'_>) -> bool {
+    let is_top = rustix::fs::fstat(directory).is_ok_and(|stat| stat.st_ino == TOP_INODE);
+    is_top && number(directory).is_ok()
+}
+
+/// Makes the subvolume `name` in an open directory, which has all that `source` has at this moment.
+/// What was written to that is on the disk when this returns, and so is the new one.
+pub fn snapshot(
+    source: BorrowedFd<'_>,
+    directory: BorrowedFd<'_>,
+    name: &OsStr,
+    read_only: bool,
+) -> io::Result<()> {
+    let mut arguments = Box::new(Source {
+        descriptor: source.as_raw_fd().into(),
+        transaction: 0,
+        flags: if read_only { READ_ONLY } else { 0 },
+        unused: [0; 4],
+        name: [0; SNAPSHOT_NAME_BYTES],
+    });
+    put_name(&mut arguments.name, name)?;
+    // SAFETY: the kernel reads one valid `btrfs_ioctl_vol_args_v2`, whose union without
+    // BTRFS_SUBVOL_QGROUP_INHERIT holds no pointer.
+    checked(unsafe { libc::ioctl(directory.as_raw_fd(), SNAP_CREATE, &raw const *arguments) }).map(drop)
+}
+
+/// Nothing can be written to the subvolume from now on; it can be deleted.
+pub fn close(subvolume: BorrowedFd<'_>) -> io::Result<()> {
+    let flags = READ_ONLY;
+    // SAFETY: the kernel reads one u64.
+    checked(unsafe { libc::ioctl(subvolume.as_raw_fd(), SUBVOL_SETFLAGS, &raw const flags) }).map(drop)
+}
+
 /// Makes the whole file system of an open file, on its one device, this large.
 pub fn resize(file: BorrowedFd<'_>, bytes: u64) -> io::Result<()> {
     let arguments = named(OsStr::new(&format!("1:{bytes}")))?;
@@ -103,13 +165,19 @@ pub fn resize(file: BorrowedFd<'_>, bytes: u64) -> io::Result<()> {
 }
 
 fn named(name: &OsStr) -> io::Result<Box<Named>> {
+    let mut arguments = Box::new(Named { descriptor: 0, name: [0; NAME_BYTES] });
+    put_name(&mut arguments.name, name)?;
+    Ok(arguments)
+}
+
+/// With at least one zero behind it.
+fn put_name(place: &mut [u8], name: &OsStr) -> io::Result<()> {
     let bytes = name.as_bytes();
-    if bytes.len() >= NAME_BYTES {
+    if bytes.len() >= place.len() {
         return Err(io::Error::from_raw_os_error(libc::ENAMETOOLONG));
     }
-    let mut arguments = Box::new(Named { descriptor: 0, name: [0; NAME_BYTES] });
-    arguments.name[..bytes.len()].copy_from_slice(bytes);
-    Ok(arguments)
+    place[..bytes.len()].copy_from_slice(bytes);
+    Ok(())
 }
 
 /// The number of the subvolume that an open file is in; its quota group has the same.
@@ -120,17 +188,55 @@ pub fn number(file: BorrowedFd<'_>) -> io::Result<u64> {
     Ok(arguments.tree)
 }
 
-/// Limits what a subvolume may refer to.
-pub fn limit(file: BorrowedFd<'_>, subvolume: u64, bytes: Option<u64>) -> io::Result<()> {
+/// The number of a quota group above those of subvolumes.
+pub fn group_above(level: u16, number: u32) -> u64 {
+    u64::from(level) << LEVEL_SHIFT | u64::from(number)
+}
+
+/// Makes the group, unless it is there, and has it count what `member` does.
+pub fn assign(file: BorrowedFd<'_>, member: u64, group: u64) -> io::Result<()> {
+    let create = Create { create: 1, group };
+    // SAFETY: the kernel reads one valid `btrfs_ioctl_qgroup_create_args`.
+    let made = checked(unsafe { libc::ioctl(file.as_raw_fd(), QGROUP_CREATE, &raw const create) });
+    if_new(made)?;
+    if_new(set_member(file, &Assign { counts: 1, member, group }))
+}
+
+/// What is there already is as good.
+fn if_new(made: io::Result<i32>) -> io::Result<()> {
+    match made {
+        Err(error) if error.raw_os_error() == Some(libc::EEXIST) => Ok(()),
+        other => other.map(drop),
+    }
+}
+
+fn set_member(file: BorrowedFd<'_>, assign: &Assign) -> io::Result<i32> {
+    // SAFETY: the kernel reads one valid `btrfs_ioctl_qgroup_assign_args`.
+    checked(unsafe { libc::ioctl(file.as_raw_fd(), QGROUP_ASSIGN, &raw const *assign) })
+}
+
+/// Removes a group from above its members, if it is there.
+pub fn forget_above(file: BorrowedFd<'_>, group: u64) -> io::Result<()> {
+    loop {
+        let members = members(file, group)?;
+        if members.is_empty() {
+            break;
+        }
+        for member in members {
+            set_member(file, &Assign { counts: 0, member, group })?;
+        }
+    }
+    match forget(file, group) {
+        Err(error) if error.raw_os_error() == Some(libc::ENOENT) => Ok(()),
+        other => other,
+    }
+}
+
+/// Limits what a quota group may refer to; a subvolume's has the subvolume's number.
+pub fn limit(file: BorrowedFd<'_>, group: u64, bytes: Option<u64>) -> io::Result<()> {
     // All ones take a limit away.
     let referenced_max = bytes.unwrap_or(u64::MAX);
-    let limit = Limit {
-        group: subvolume,
-        flags: LIMIT_REFERENCED,
-        referenced_max,
-        exclusive_max: 0,
-        reserved: [0; 2],
-    };
+    let limit = Limit { group, flags: LIMIT_REFERENCED, referenced_max, exclusive_max: 0, reserved: [0; 2] };
     // SAFETY: the kernel reads one valid `btrfs_ioctl_qgroup_limit_args`.
     checked(unsafe { libc::ioctl(file.as_raw_fd(), QGROUP_LIMIT, &raw const limit) }).map(drop)
 }
@@ -158,37 +264,55 @@ pub fn counting(file: BorrowedFd<'_>) -> io::Result<Counting> {
     })
 }
 
-/// Bytes that a subvolume refers to, as of the last commit.
-pub fn referenced(file: BorrowedFd<'_>, subvolume: u64) -> io::Result<Option<u64>> {
-    Ok(search(file, QGROUP_INFO, subvolume)?.and_then(|item| word(&item, 1)))
+/// Bytes that a quota group refers to, as of the last commit.
+pub fn referenced(file: BorrowedFd<'_>, group: u64) -> io::Result<Option<u64>> {
+    Ok(search(file, QGROUP_INFO, group)?.and_then(|item| word(&item, 1)))
 }
 
-/// The limit on what a subvolume refers to.
-pub fn limit_of(file: BorrowedFd<'_>, subvolume: u64) -> io::Result<Option<u64>> {
-    let Some(item) = search(file, QGROUP_LIMITS, subvolume)? else { return Ok(None) };
+/// The limit on what a quota group refers to.
+pub fn limit_of(file: BorrowedFd<'_>, group: u64) -> io::Result<Option<u64>> {
+    let Some(item) = search(file, QGROUP_LIMITS, group)? else { return Ok(None) };
     let set = word(&item, 0).is_some_and(|flags| flags & LIMIT_REFERENCED != 0);
     Ok(word(&item, 1).filter(|_| set))
 }
 
+/// Some of the groups that a group counts together.
+fn members(file: BorrowedFd<'_>, group: u64) -> io::Result<Vec<u64>> {
+    let search = look(file, QGROUP_RELATION, ([group; 2], [0, u64::MAX]), MEMBERS_MAX)?;
+    let found = usize::try_from(search.items).unwrap_or(0);
+    // Their numbers are in the keys, and there is nothing behind those.
+    let member = |header: &[u8]| word(header, 2).expect("a header has three words");
+    Ok(search.found.chunks_exact(HEADER).take(found).map(member).collect())
+}
+
 /// The one item of this kind in the tree of quotas.
 fn search(file: BorrowedFd<'_>, kind: u32, group: u64) -> io::Result<Option<Vec<u8>>> {
+    let search = look(file, kind, ([0; 2], [group; 2]), 1)?;
+    let length = u32::from_ne_bytes(search.found[HEADER - 4..HEADER].try_into().expect("four bytes"));
+    let item = usize::try_from(length).ok().and_then(|length| search.found.get(HEADER..HEADER + length));
+    Ok(item.filter(|_| search.items == 1).map(<[u8]>::to_vec))
+}
+
+fn look(
+    file: BorrowedFd<'_>,
+    kind: u32,
+    (objects, offsets): ([u64; 2], [u64; 2]),
+    items: u32,
+) -> io::Result<Box<Search>> {
     let mut search = Box::new(Search {
         tree: QUOTA_TREE,
-        objects: [0; 2],
-        offsets: [group; 2],
+        objects,
+        offsets,
         transactions: [0, u64::MAX],
         kinds: [kind; 2],
-        items: 1,
+        items,
         unused: 0,
         unused_more: [0; 4],
         found: [0; FOUND_BYTES],
     });
     // SAFETY: the kernel reads and writes one valid `btrfs_ioctl_search_args`.
     checked(unsafe { libc::ioctl(file.as_raw_fd(), TREE_SEARCH, &raw mut *search) })?;
-    // A header of 32 bytes, the last four of which are the item's length.
-    let length = u32::from_ne_bytes(search.found[28..32].try_into().expect("four bytes")) as usize;
-    let item = search.found.get(32..32 + length).filter(|_| search.items == 1);
-    Ok(item.map(<[u8]>::to_vec))
+    Ok(search)
 }
 
 fn word(item: &[u8], index: usize) -> Option<u64> {
@@ -204,5 +328,6 @@ mod tests {
     fn the_structures_are_as_long_as_the_kernels() {
         assert_eq!((size_of::<Named>(), size_of::<Lookup>(), size_of::<Search>()), (4096, 4096, 4096));
         assert_eq!((size_of::<Create>(), size_of::<Limit>()), (16, 48));
+        assert_eq!((size_of::<Source>(), size_of::<Assign>()), (4096, 24));
     }
 }

@@ -312,7 +312,9 @@ fn subvolume_is_limited(simple: bool) {
     machine.outside(&[
         "sh",
         "-c",
-        &format!("btrfs qgroup limit none '{}'", machine.state().join("jails/box/volume").display()),
+        "for group in $(btrfs qgroup show --raw \"$1\" | awk '$1 ~ /\\// { print $1 }'); do btrfs qgroup limit none $group \"$1\"; done",
+        "limit",
+        &machine.state().display().to_string(),
     ]);
     assert!(machine.status(&["plan"], 4).contains("limits.disk"), "a limit taken away by hand is found");
     machine.good(&["apply"]);

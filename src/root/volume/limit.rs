@@ -10,11 +10,14 @@ use serde_json::Value;
 use super::{IMAGE, Kind, SUBVOLUME, image, jail_directory};
 use crate::jail::{JailName, Limits, Settings};
 use crate::storage::{Choice, FileSystem, Held, IMAGE_BYTES_DEFAULT, Quota};
+use crate::sys::btrfs::{self, Counting};
 use crate::sys::namespace::IDS;
-use crate::sys::{btrfs, file, quota};
+use crate::sys::{file, quota};
 
 const DISK: &str = "limits.disk";
 const INODES: &str = "limits.inodes";
+/// Of the quota groups that each count one jail, where the kernel counts by who wrote a block.
+const GROUP_LEVEL: u16 = 27;
 
 /// What a volume takes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -59,7 +62,7 @@ pub fn set_limits(
             quota::set(open.as_fd(), project(first_id), limits.disk, limits.inodes)
                 .context("set the project's quota")
         }
-        Quota::Subvolume => limit_subvolume(&place, limits.disk),
+        Quota::Subvolume => limit_subvolume(&place, first_id, limits.disk),
         Quota::Size if choice.kind == Kind::Image => {
             let file_system = choice.file_system.unwrap_or(image::USUAL);
             match limits.disk {
@@ -75,7 +78,7 @@ pub fn set_limits(
 fn lift(place: &Path, first_id: u32, kind: Kind) -> Result<()> {
     if kind == Kind::Btrfs {
         // Without quotas there is no limit to take away.
-        let _ = limit_subvolume(place, None);
+        let _ = limit_subvolume(place, first_id, None);
     } else if counted(place) {
         let open = open(place)?;
         quota::set(open.as_fd(), project(first_id), None, None).context("lift the project's quota")?;
@@ -87,10 +90,26 @@ fn open(place: &Path) -> Result<std::os::fd::OwnedFd> {
     file::open_directory(place).with_context(|| format!("open {}", place.display()))
 }
 
-fn limit_subvolume(place: &Path, bytes: Option<u64>) -> Result<()> {
+fn limit_subvolume(place: &Path, first_id: u32, bytes: Option<u64>) -> Result<()> {
     let top = open(&place.join(SUBVOLUME))?;
     let number = btrfs::number(top.as_fd()).context("find the subvolume's number")?;
-    btrfs::limit(top.as_fd(), number, bytes).context("limit the subvolume")
+    let group = group(top.as_fd(), first_id).context("find the subvolume's quota group")?;
+    // From outside: a full subvolume has no room even for being counted.
+    let outside = open(place)?;
+    if group != number {
+        btrfs::assign(outside.as_fd(), number, group).context("count the subvolume")?;
+    }
+    btrfs::limit(outside.as_fd(), group, bytes).context("limit the subvolume")
+}
+
+/// The quota group that a jail's limit is on: its subvolume's own, which counts what that refers
+/// to. Simple quotas count a block for ever where it was first written, and a volume that was made
+/// of a snapshot would begin with nothing: there it is a group of all subvolumes the jail has had.
+fn group(top: BorrowedFd<'_>, first_id: u32) -> std::io::Result<u64> {
+    if first_id > 0 && btrfs::counting(top)? == Counting::Simple {
+        return Ok(btrfs::group_above(GROUP_LEVEL, project(first_id)));
+    }
+    btrfs::number(top)
 }
 
 /// The length that a new image has.
@@ -101,6 +120,10 @@ pub fn image_bytes(limits: &Limits) -> u64 {
 /// Forgets the limits of a jail whose files are gone.
 pub fn forget(state: &Path, first_id: u32) {
     let Ok(open) = file::open_directory(state) else { return };
+    if first_id > 0 && btrfs::counting(open.as_fd()).is_ok_and(|counting| counting == Counting::Simple) {
+        // What it leaves limits nothing: its subvolumes are deleted.
+        let _ = btrfs::forget_above(open.as_fd(), btrfs::group_above(GROUP_LEVEL, project(first_id)));
+    }
     if first_id > 0 && quota::enforced(open.as_fd()).unwrap_or(false) {
         // Without a limit, and with nothing counted, the kernel drops the entry.
         let _ = quota::set(open.as_fd(), project(first_id), None, None);
@@ -156,8 +179,8 @@ fn in_force(
         }
         Kind::Btrfs => {
             let top = open(&place.join(SUBVOLUME)).ok()?;
-            let number = btrfs::number(top.as_fd()).ok()?;
-            Some((btrfs::limit_of(top.as_fd(), number).unwrap_or(None), None))
+            let group = group(top.as_fd(), first_id).ok()?;
+            Some((btrfs::limit_of(top.as_fd(), group).unwrap_or(None), None))
         }
         Kind::Image => Some((held.bytes, None)),
         Kind::Tmpfs => None,
@@ -181,8 +204,8 @@ pub fn used(
         Kind::Overlay | Kind::Directory => None,
         Kind::Btrfs => {
             let top = open(&place.join(SUBVOLUME)).ok()?;
-            let number = btrfs::number(top.as_fd()).ok()?;
-            Some(Used { bytes: btrfs::referenced(top.as_fd(), number).ok()??, inodes: None })
+            let group = group(top.as_fd(), first_id).ok()?;
+            Some(Used { bytes: btrfs::referenced(top.as_fd(), group).ok()??, inodes: None })
         }
         Kind::Image if root.is_none() => {
             let found = std::fs::metadata(place.join(IMAGE)).ok()?;

@@ -108,6 +108,9 @@ fn upper(state: &Path, name: &JailName) -> Result<Option<PathBuf>> {
         None => return Ok(None),
         Some(Storage::Overlay) => own.join("upper"),
         Some(Storage::Btrfs) => own.join(volume::SUBVOLUME).join("upper"),
+        Some(Storage::Directory) => {
+            bail!("{name}: its own writes are not kept apart (root.storage = \"directory\")")
+        }
         Some(kind) => bail!("{name}: not with root.storage = \"{kind}\": take a snapshot and give --from"),
     };
     Ok(upper.is_dir().then_some(upper))

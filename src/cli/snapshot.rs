@@ -134,6 +134,7 @@ fn show(bar: &ProgressBar, copied: &Copied) {
 fn how(snapshot: &Snapshot) -> &'static str {
     match snapshot.how {
         How::Moved => "set aside",
+        How::Subvolume => "snapshot of the subvolume",
         How::Shared => "copied, blocks shared",
         How::Copied => "copied",
         How::Unchanged => "nothing new",

@@ -1,14 +1,18 @@
 //! Takes snapshots of jails, and puts jails back to them.
 //!
 //! A stopped jail's writes are set aside as they are: its upper becomes a lower of its own, at
-//! once and whatever its size. A running jail is frozen, flushed and copied, with shared blocks
-//! where the file system can; what takes long is copied before the freeze.
+//! once and whatever its size; a subvolume or a thick root is what the next start begins a new one
+//! as. Of a running jail's subvolume a snapshot is made by one call. Any other running jail is
+//! frozen, flushed and copied, with shared blocks where the file system can; what takes long is
+//! copied before the freeze.
 
-use std::os::fd::{AsFd, OwnedFd};
+mod copied;
+
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 use std::time::Instant;
 
-use anyhow::{Context, Result, anyhow, bail, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use rustix::fs::{Mode, RenameFlags};
 
 use super::Host;
@@ -19,15 +23,13 @@ use crate::live::{JailState, LiveJail};
 use crate::probe;
 use crate::root::changes::{self, Origin};
 use crate::root::copy::{self, Copied, Owners};
-use crate::root::removal;
 use crate::root::snapshot::{self as books, How, Pending, SCHEMA, Snapshot};
-use crate::root::volume::{Kind, Volume};
-use crate::sys::file;
+use crate::root::volume::{self, Kind, Volume};
+use crate::root::{export, removal};
+use crate::sys::{btrfs, file};
 
 /// The place of changes until they are whole.
 const PARTIAL: &str = "upper.partial";
-/// Of files that were copied before the jail stood still.
-const AHEAD: &str = "ahead";
 
 /// Told how far a copy is.
 pub type Progress<'p> = &'p dyn Fn(&Copied);
@@ -106,8 +108,6 @@ fn hold<'a>(host: &'a Host, name: &'a JailName) -> Result<Held<'a>> {
     let live = probe::one(&host.journal, &host.config, &host.hierarchies, name)?;
     let state = &host.journal.paths.state;
     let volume = Volume::open(state, name)?;
-    let is_thick = volume.as_ref().is_some_and(|volume| volume.kind() == Kind::Directory);
-    ensure!(!is_thick, "what it writes is not kept apart from its template (root.storage = \"directory\")");
     Ok(Held { host, name, state, live, volume, _lock: lock })
 }
 
@@ -144,7 +144,7 @@ pub fn take_if_new(host: &Host, wanted: &DesiredJail, asked: &Asked<'_>) -> Resu
     let is_known = || -> Result<bool> {
         Ok(books::list(held.state, name)?.iter().any(|snapshot| snapshot.chain == base))
     };
-    if held.next_id().is_none() && is_known()? {
+    if held.next_id(false).is_none() && is_known()? {
         return Ok(None);
     }
     Ok(Some(held.take(wanted, asked)?.0))
@@ -156,9 +156,10 @@ pub fn roll_back(host: &Host, wanted: &DesiredJail, target: &Snapshot, keep: boo
     refuse(wanted)?;
     let held = hold(host, &wanted.jail.name)?;
     ensure!(!held.runs(), "it runs");
+    held.fits(target)?;
     let label = keep.then_some(books::BEFORE_ROLLBACK);
     let asked = Asked { label, schedule: None, progress: &|_| () };
-    held.set_aside(wanted, &asked, Some(target.chain.clone()))?;
+    held.aside(held.next_id(true).as_deref(), wanted, &asked, Some(target.chain.clone()))?;
     changes::sweep(held.state)
 }
 
@@ -208,7 +209,7 @@ fn clone_source(
     let held = hold(host, &source.jail.name)?;
     let _lock = lock::jail(&host.journal.paths, new)?;
     let asked = Asked { label: None, schedule: None, progress };
-    let id = held.next_id();
+    let id = held.next_id(false);
     let chain = held.chain(id.as_deref())?;
     let pending = new_jail(id.clone(), chain, definition);
     books::begin(held.state, new, &pending)?;
@@ -226,12 +227,30 @@ impl Held<'_> {
         matches!(self.live.state, JailState::Up | JailState::Frozen | JailState::Orphaned)
     }
 
-    /// Of the changes to be made; none when nothing was written since the last ones.
-    fn next_id(&self) -> Option<String> {
+    /// Whether what the snapshot kept can be what the jail stands on, or its root.
+    fn fits(&self, target: &Snapshot) -> Result<()> {
+        let Some(top) = target.chain.first() else { return Ok(()) };
+        let is_root = changes::part(self.state, top, volume::THICK).is_some();
+        let kind = volume::held(self.state, self.name)?.map_or(Kind::Overlay, |held| held.kind);
+        match (is_root, kind == Kind::Directory) {
+            (true, false) => {
+                bail!("{} is of a whole root, and it is {kind} now (root.storage)", target.label)
+            }
+            (false, true) => bail!("{} is not of a whole root, as it is now (root.storage)", target.label),
+            _ => Ok(()),
+        }
+    }
+
+    /// Of the changes to be made; none when nothing was written since the last ones. With `way` it
+    /// is in the way, written to or not, where the volume is made anew.
+    fn next_id(&self, way: bool) -> Option<String> {
         let volume = self.volume.as_ref()?;
-        let upper = file::open_child(volume.directory(), "upper".as_ref()).ok()?;
-        let empty = file::names(&upper, 1).is_ok_and(|names| names.is_empty());
-        (self.runs() || !empty).then(|| super::instance(self.name))
+        let in_way = way && volume.kind() == Kind::Btrfs;
+        let is_written = || {
+            let own = file::open_child(volume.directory(), export::part(volume.kind()).as_ref());
+            own.and_then(|own| file::names(&own, 1)).is_ok_and(|names| !names.is_empty())
+        };
+        (self.runs() || in_way || is_written()).then(|| super::instance(self.name))
     }
 
     fn chain(&self, id: Option<&str>) -> Result<Vec<String>> {
@@ -241,7 +260,7 @@ impl Held<'_> {
     }
 
     fn take(&self, wanted: &DesiredJail, asked: &Asked<'_>) -> Result<(Snapshot, Vec<String>)> {
-        let snapshot = self.take_as(self.next_id(), wanted, asked)?;
+        let snapshot = self.take_as(self.next_id(false), wanted, asked)?;
         let chain = snapshot.chain.clone();
         Ok((snapshot, chain))
     }
@@ -254,15 +273,6 @@ impl Held<'_> {
         } else {
             self.aside(id.as_deref(), wanted, asked, None)
         }
-    }
-
-    fn set_aside(
-        &self,
-        wanted: &DesiredJail,
-        asked: &Asked<'_>,
-        base: Option<Vec<String>>,
-    ) -> Result<Snapshot> {
-        self.aside(self.next_id().as_deref(), wanted, asked, base)
     }
 
     fn new_snapshot(
@@ -321,91 +331,32 @@ impl Held<'_> {
         Ok(snapshot)
     }
 
-    /// Whether the upper lies on the file system on which changes do.
+    /// Whether what it writes lies on the file system on which changes do.
     fn is_movable(&self) -> bool {
-        self.volume.as_ref().is_none_or(|volume| volume.kind() == Kind::Overlay)
+        self.volume.as_ref().is_none_or(|volume| volume.kind() != Kind::Image)
     }
 
     fn set_upper_aside(&self, id: &str, volume: &Volume, asked: &Asked<'_>) -> Result<()> {
         let place = changes::begin(self.state, id, &origin(self.host, self.name)?)?;
         if self.is_movable() {
-            rustix::fs::renameat_with(volume.directory(), "upper", &place, "upper", RenameFlags::NOREPLACE)
+            let part = volume::part(volume.kind());
+            let own = file::open_directory(&volume::jail_directory(self.state, self.name))?;
+            rustix::fs::renameat_with(&own, part, &place, part, RenameFlags::NOREPLACE)
                 .context("set the jail's writes aside")?;
+            if let Some(subvolume) = as_subvolume(&file::open_child(&place, part.as_ref())?) {
+                btrfs::close(subvolume).context("make the changes read only")?;
+            }
             return rustix::fs::fsync(&place).context("sync the changes");
         }
         let (from, to) = (upper(volume)?, make(&place, PARTIAL)?);
         let progress = |copied: &Copied| tell(asked, copied);
         copy::tree(from.as_fd(), to.as_fd(), Owners::Same, &progress).context("copy the jail's writes")?;
-        whole(&place, &to).map(drop)
+        whole(&place, &to, "upper").map(drop)
     }
+}
 
-    /// The running jail stands still while it is copied.
-    fn copy(&self, id: Option<String>, wanted: &DesiredJail, asked: &Asked<'_>) -> Result<Snapshot> {
-        let volume = self.volume.as_ref().ok_or_else(|| anyhow!("it keeps nothing that it writes"))?;
-        let id = id.ok_or_else(|| anyhow!("it keeps nothing that it writes"))?;
-        let mut snapshot = self.new_snapshot(Some(&id), wanted, asked, How::Copied)?;
-        let mut pending = Pending {
-            schema: SCHEMA,
-            change: Some(id.clone()),
-            snapshot: None,
-            base: None,
-            froze: self.live.state != JailState::Frozen,
-            clear: false,
-            definition: None,
-        };
-        // Most of the flush is over before the jail has to stand still for the rest.
-        flush(volume)?;
-        books::begin(self.state, self.name, &pending)?;
-        match self.copied(&id, volume, pending.froze, asked) {
-            Ok((copied, pause_ms, flush_ms)) => {
-                (snapshot.pause_ms, snapshot.flush_ms) = (pause_ms, flush_ms);
-                snapshot.how = if copied.shared == copied.bytes { How::Shared } else { How::Copied };
-            }
-            Err(error) => {
-                // The first error is the one to tell. A jail that still stands still is settled by
-                // the next pass.
-                if !pending.froze || thaw(self.host, self.name).is_ok() {
-                    let _ = books::undo(self.state, self.name);
-                }
-                return Err(error);
-            }
-        }
-        pending.snapshot = asked.label.map(|_| snapshot.clone());
-        books::finish(self.state, self.name, &pending)?;
-        Ok(snapshot)
-    }
-
-    fn copied(
-        &self,
-        id: &str,
-        volume: &Volume,
-        freeze: bool,
-        asked: &Asked<'_>,
-    ) -> Result<(Copied, Option<f64>, f64)> {
-        let place = changes::begin(self.state, id, &origin(self.host, self.name)?)?;
-        let from =
-            file::open_child(volume.directory(), "upper".as_ref()).context("open the jail's writes")?;
-        let (to, ahead) = (make(&place, PARTIAL)?, make(&place, AHEAD)?);
-        let progress = |copied: &Copied| tell(asked, copied);
-        let ready = copy::ahead(from.as_fd(), ahead.as_fd(), Owners::Same, &progress)?;
-        let before = ready.copied;
-        let cgroup = super::cgroup(self.host, self.name)?;
-        let start = Instant::now();
-        if freeze {
-            cgroup.freeze()?;
-        }
-        let copied = flush(volume)
-            .and_then(|_| copy::tree_with(from.as_fd(), to.as_fd(), Owners::Same, Some(ready), &progress));
-        if freeze {
-            cgroup.thaw()?;
-        }
-        let pause = freeze.then(|| milliseconds(start));
-        let mut copied = copied.context("copy the jail's writes")?;
-        copied.bytes += before.bytes;
-        copied.shared += before.shared;
-        removal::remove(&place, AHEAD.as_ref())?;
-        Ok((copied, pause, whole(&place, &to)?))
-    }
+fn as_subvolume(directory: &OwnedFd) -> Option<BorrowedFd<'_>> {
+    Some(directory.as_fd()).filter(|directory| btrfs::is_subvolume(*directory))
 }
 
 fn tell(asked: &Asked<'_>, copied: &Copied) -> Result<()> {
@@ -425,9 +376,9 @@ fn clear_upper(volume: &Volume) -> Result<()> {
 }
 
 /// Puts the copy on the disk and gives it its name; says how long the flush took.
-fn whole(place: &OwnedFd, copy: &OwnedFd) -> Result<f64> {
+fn whole(place: &OwnedFd, copy: &OwnedFd, part: &str) -> Result<f64> {
     let flushed = sync(copy)?;
-    rustix::fs::renameat(place, PARTIAL, place, "upper").context("rename into place")?;
+    rustix::fs::renameat(place, PARTIAL, place, part).context("rename into place")?;
     rustix::fs::fsync(place).context("sync the changes")?;
     Ok(flushed)
 }

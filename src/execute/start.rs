@@ -292,13 +292,10 @@ fn root_spec(host: &Host, wanted: &DesiredJail, first_id: u32) -> Result<RootSpe
         // A stop that was cut off, or a crash of the machine, may have left the last run's.
         root::discard(&paths.state, &wanted.jail.name)?;
     }
-    let below = own_lowers(&paths.state, &wanted.jail.name)?;
-    if !below.is_empty() && wanted.jail.root.storage == "directory" {
-        bail!("root.storage: what a snapshot has set aside cannot be moved to a `directory`");
-    }
     let mut root = volume::root(host, wanted, first_id, lower)?;
-    if let RootSpec::Overlay { own, .. } = &mut root {
-        *own = below;
+    match &mut root {
+        RootSpec::Overlay { own, .. } => *own = own_lowers(&paths.state, &wanted.jail.name)?,
+        RootSpec::Directory { .. } => {}
     }
     Ok(root)
 }

@@ -1,14 +1,14 @@
 //! A jail's volume on its way to a start, and its limits on a running one.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
-use anyhow::{Result, anyhow, ensure};
+use anyhow::{Result, anyhow, bail, ensure};
 
 use super::Host;
 use crate::desired::DesiredJail;
-use crate::jail::{Jail, Limits};
-use crate::root;
+use crate::jail::{Jail, JailName, Limits};
 use crate::root::volume::{self, IMAGE, Place, SUBVOLUME, THICK};
+use crate::root::{self, changes, snapshot};
 use crate::spec::{RootSpec, Writes};
 use crate::storage::{self, Choice, Kind};
 
@@ -21,16 +21,19 @@ pub fn root(host: &Host, wanted: &DesiredJail, first_id: u32, lower: Vec<PathBuf
     // Where files are counted a limit of the last run may have to be lifted.
     let as_it_is = held.as_ref().is_none_or(|held| !counts && *held == storage::Held::overlay());
     if is_plain(jail) && as_it_is {
+        beginning(state, &jail.name, held.as_ref(), (Kind::Overlay, first_id))?;
         let own = root::prepare(state, &jail.name, first_id, counts)?;
         let writes = Writes::Kept { upper: own.upper, work: own.work };
         return Ok(RootSpec::Overlay { own: Vec::new(), lower, writes, host_usr });
     }
     let choice = chosen(host, jail, held.as_ref())?;
+    let like = beginning(state, &jail.name, held.as_ref(), (choice.kind, first_id))?;
     let place = Place {
         state,
         name: &jail.name,
         first_id,
         layers: &lower,
+        like,
         limits: &jail.limits,
         ground: host.ground(),
         progress: &|_| {
@@ -40,6 +43,9 @@ pub fn root(host: &Host, wanted: &DesiredJail, first_id: u32, lower: Vec<PathBuf
         },
     };
     volume::settle(&place, &choice)?;
+    if place.like.is_some() {
+        snapshot::forget_top(state, &jail.name)?;
+    }
     let directory = place.path();
     let kept =
         |directory: PathBuf| Writes::Kept { upper: directory.join("upper"), work: directory.join("work") };
@@ -54,6 +60,32 @@ pub fn root(host: &Host, wanted: &DesiredJail, first_id: u32, lower: Vec<PathBuf
         },
     };
     Ok(RootSpec::Overlay { own: Vec::new(), lower, writes, host_usr })
+}
+
+/// What was set aside, and the volume is to begin as; none when it is there already. Says no
+/// before anything is made.
+fn beginning(
+    state: &Path,
+    name: &JailName,
+    held: Option<&storage::Held>,
+    (kind, first_id): (Kind, u32),
+) -> Result<Option<PathBuf>> {
+    let base = snapshot::base(state, name)?;
+    if base.is_empty() {
+        return Ok(None);
+    }
+    let is_thick = kind == Kind::Directory;
+    if !is_thick {
+        changes::own_lowers(state, &base)?;
+    }
+    let is_same = held.is_none_or(|held| held.kind == kind);
+    // A thick root that is there has begun as what is still noted below it.
+    let may_begin = is_same && (is_thick || !volume::is_made(state, name, kind));
+    let like = if may_begin { snapshot::like(state, name, kind, first_id)? } else { None };
+    if is_thick && like.is_none() {
+        bail!("root.storage: what a snapshot has set aside cannot be moved to a `directory`");
+    }
+    Ok(like)
 }
 
 /// Nothing is asked for that a plain overlay has not: such a start looks no further.

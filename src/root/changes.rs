@@ -1,5 +1,6 @@
 //! What jails have written and set aside: `changes/ID/upper`, immutable, each owned by the ids of
-//! the jail that wrote it.
+//! the jail that wrote it. It lies in `changes/ID/volume` where that is a subvolume, and a whole
+//! root is `changes/ID/root`.
 //!
 //! A snapshot, and what is below a jail's own upper after one, are lists of such ids, topmost
 //! first. They are shared: by snapshots, by the jail they come from, by its clones. So nothing of
@@ -9,13 +10,14 @@ use std::collections::BTreeSet;
 use std::ffi::OsStr;
 use std::fs::{self, File};
 use std::io;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail};
 use rustix::fs::FlockOperation;
 use serde::{Deserialize, Serialize};
 
+use super::volume::{self, SUBVOLUME, THICK};
 use super::{layers, removal, snapshot};
 use crate::jail::JailName;
 use crate::journal;
@@ -53,11 +55,17 @@ fn store(state: &Path) -> PathBuf {
 
 /// The directory of changes that are, or will be, whole.
 pub fn upper(state: &Path, id: &str) -> PathBuf {
-    store(state).join(id).join("upper")
+    part(state, id, SUBVOLUME).unwrap_or_else(|| store(state).join(id)).join("upper")
+}
+
+/// A part of changes by its name, if that is what they are.
+pub fn part(state: &Path, id: &str, name: &str) -> Option<PathBuf> {
+    let path = store(state).join(id).join(name);
+    fs::symlink_metadata(&path).is_ok_and(|found| found.is_dir()).then_some(path)
 }
 
 pub fn is_whole(state: &Path, id: &str) -> bool {
-    fs::symlink_metadata(upper(state, id)).is_ok_and(|found| found.is_dir())
+    ["upper", SUBVOLUME, THICK].iter().any(|name| part(state, id, name).is_some())
 }
 
 /// Held while lists of changes are written or searched, so that nothing is swept away that is
@@ -101,6 +109,11 @@ pub fn own_lowers(state: &Path, chain: &[String]) -> anyhow::Result<Vec<OwnLower
         .map(|id| {
             if !is_whole(state, id) {
                 bail!("{} is missing", upper(state, id).display());
+            }
+            if part(state, id, THICK).is_some() {
+                bail!(
+                    "a whole root was set aside, over which nothing can lie (root.storage = \"directory\")"
+                );
             }
             Ok(OwnLower { path: upper(state, id), first_id: origin(state, id)?.first_id })
         })
@@ -155,7 +168,7 @@ pub fn sweep(state: &Path) -> anyhow::Result<()> {
     }
     for name in file::names(&store, CHANGES_MAX).context("list the changes")? {
         if name.to_str().is_some_and(|name| name.starts_with(REMOVING)) {
-            removal::remove(&store, &name)?;
+            remove(&store, &name)?;
         }
     }
     for range in ranges {
@@ -165,6 +178,14 @@ pub fn sweep(state: &Path) -> anyhow::Result<()> {
     }
     drop(guard);
     Ok(())
+}
+
+fn remove(store: &OwnedFd, name: &OsStr) -> anyhow::Result<()> {
+    let place = file::open_child(store, name).with_context(|| format!("open {}", name.display()))?;
+    for part in [SUBVOLUME, THICK] {
+        volume::subvolume::remove(place.as_fd(), part.as_ref())?;
+    }
+    removal::remove(store, name)
 }
 
 /// Whether changes are left whose owners are of this range.

@@ -11,7 +11,7 @@ mod limit;
 mod merged;
 mod moving;
 mod settle;
-mod subvolume;
+pub mod subvolume;
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
@@ -54,8 +54,10 @@ impl Volume {
     /// The jail's volume; none when it has not written anything that is kept.
     pub fn open(state: &Path, name: &JailName) -> Result<Option<Self>> {
         match held(state, name)? {
-            Some(held) => Self::open_as(&jail_directory(state, name), &held).map(Some),
-            None => Ok(None),
+            Some(held) if is_made(state, name, held.kind) => {
+                Self::open_as(&jail_directory(state, name), &held).map(Some)
+            }
+            _ => Ok(None),
         }
     }
 
@@ -103,6 +105,23 @@ pub fn held(state: &Path, name: &JailName) -> Result<Option<Held>> {
         held.bytes = std::fs::metadata(place.join(IMAGE)).ok().map(|found| found.len());
     }
     Ok(Some(held))
+}
+
+/// Whether the one part that a snapshot of the stopped jail sets aside is there; the next start
+/// makes another.
+pub fn is_made(state: &Path, name: &JailName, kind: Kind) -> bool {
+    let may_be_aside = matches!(kind, Kind::Btrfs | Kind::Directory);
+    !may_be_aside || jail_directory(state, name).join(part(kind)).exists()
+}
+
+/// The name of a volume's one part, which is made beside and renamed.
+pub fn part(kind: Kind) -> &'static str {
+    match kind {
+        Kind::Btrfs => SUBVOLUME,
+        Kind::Image => IMAGE,
+        Kind::Directory => THICK,
+        Kind::Overlay | Kind::Tmpfs => "upper",
+    }
 }
 
 /// Whether a project quota counts all of it.
@@ -157,7 +176,9 @@ fn remove_parts(directory: BorrowedFd<'_>, place: &Path, kind: Kind) -> Result<(
     for part in parts(kind) {
         let shown = || format!("remove {}", place.join(part).display());
         match kind {
-            Kind::Btrfs => subvolume::remove(directory, part.as_ref()).with_context(shown)?,
+            Kind::Btrfs | Kind::Directory => {
+                subvolume::remove(directory, part.as_ref()).with_context(shown)?;
+            }
             _ => removal::remove(directory, part.as_ref()).with_context(shown)?,
         }
     }

@@ -286,7 +286,8 @@ fn changes(machine: &Machine) -> BTreeSet<String> {
     }
     let lost = |path: &PathBuf| {
         let id = path.file_name().unwrap_or_default().to_string_lossy();
-        id != ".lock" && !(path.join("upper").is_dir() && books.contains(&format!("\"{id}\"")))
+        let is_whole = ["upper", "volume", "root"].iter().any(|part| path.join(part).is_dir());
+        id != ".lock" && !(is_whole && books.contains(&format!("\"{id}\"")))
     };
     let changes = names(machine.state().join("changes")).into_iter().filter(lost);
     changes.chain(names(machine.state().join("pending"))).map(|path| path.display().to_string()).collect()

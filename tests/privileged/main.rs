@@ -24,6 +24,7 @@ mod run;
 mod sandbox;
 mod security;
 mod snapshot;
+mod snapshot_kinds;
 mod soak;
 mod storage;
 mod templates;

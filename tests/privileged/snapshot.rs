@@ -10,18 +10,18 @@ use serde_json::Value;
 use crate::apply::SLEEP;
 use crate::machine::{Machine, pid_of};
 
-fn labels(machine: &Machine, name: &str) -> Vec<String> {
+pub fn labels(machine: &Machine, name: &str) -> Vec<String> {
     let answer: Value = serde_json::from_str(&machine.good(&["snapshot", "--list", name, "--json"])).unwrap();
     let label = |item: &Value| item["label"].as_str().unwrap().to_owned();
     answer["items"].as_array().unwrap().iter().map(label).collect()
 }
 
-fn take(machine: &Machine, name: &str, label: &str) -> Value {
+pub fn take(machine: &Machine, name: &str, label: &str) -> Value {
     let answer: Value = serde_json::from_str(&machine.good(&["snapshot", name, label, "--json"])).unwrap();
     answer["items"][0].clone()
 }
 
-fn count(machine: &Machine, directory: &str) -> usize {
+pub fn count(machine: &Machine, directory: &str) -> usize {
     let entries = std::fs::read_dir(machine.state().join(directory)).into_iter().flatten();
     entries.flatten().filter(|entry| !entry.file_name().to_string_lossy().starts_with('.')).count()
 }
@@ -158,10 +158,14 @@ const MANY: &str = "mkdir /srv/many; i=0; while [ $i -lt 800 ]; do echo $i > /sr
 #[test]
 fn what_is_cut_off_anywhere_is_finished_or_undone() {
     let Some(machine) = Machine::new() else { return };
-    machine.jail("a", SLEEP);
+    cut_off_anywhere(&machine, SLEEP);
+}
+
+pub fn cut_off_anywhere(machine: &Machine, definition: &str) {
+    machine.jail("a", definition);
     machine.good(&["apply"]);
     machine.inside("a", MANY);
-    take(&machine, "a", "first");
+    take(machine, "a", "first");
     machine.inside("a", "echo later > /srv/later");
     let cut = |args: &[&str], after: Duration| {
         let mut child = machine.command(args).spawn().unwrap();
@@ -171,7 +175,7 @@ fn what_is_cut_off_anywhere_is_finished_or_undone() {
         machine.good(&["apply"]);
         assert_eq!(machine.state_of("a"), "running", "{args:?} cut after {after:?}");
         assert_eq!(machine.good(&["apply"]), "No changes.\n");
-        assert_eq!(count(&machine, "pending"), 0);
+        assert_eq!(count(machine, "pending"), 0);
         assert_eq!(machine.inside("a", "ls /srv/many | wc -l"), "800\n", "{args:?} cut after {after:?}");
     };
     // Each is made once as a whole, and then cut in every eighth of the time that took.
@@ -185,7 +189,7 @@ fn what_is_cut_off_anywhere_is_finished_or_undone() {
     for round in 1..=8_u32 {
         let label = format!("cut-{round}");
         cut(&["snapshot", "a", &label], time * round / 8);
-        finished[0] += usize::from(labels(&machine, "a").contains(&label));
+        finished[0] += usize::from(labels(machine, "a").contains(&label));
     }
     let time = whole(&["rollback", "a", "first", "--yes"]);
     for round in 1..=8_u32 {

@@ -36,7 +36,7 @@ pub fn move_to(place: &Place<'_>, from: &Held, choice: &Choice) -> Result<()> {
 fn fill(place: &Place<'_>, from: &Volume, choice: &Choice, directory: &OwnedFd) -> Result<()> {
     match choice.kind {
         Kind::Directory => {
-            let root = new_root(directory)?;
+            let root = new_root(place, directory)?;
             let to = (root.as_fd(), place.first_id);
             merged::copy(Some(from), place.layers, to, (place.state, place.progress))?;
             sync(&root)

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result};
 use rustix::fs::Mode;
 
-use super::{IMAGE, Kind, SUBVOLUME, THICK, image, jail_directory, limit, merged, moving, subvolume};
+use super::{Kind, image, jail_directory, limit, merged, moving, part, subvolume};
 use crate::jail::{JailName, Limits};
 use crate::root::copy::Progress;
 use crate::root::own;
@@ -23,6 +23,8 @@ pub struct Place<'a> {
     pub first_id: u32,
     /// Topmost first.
     pub layers: &'a [PathBuf],
+    /// What was set aside, and the volume is to begin as: a subvolume or a thick root.
+    pub like: Option<PathBuf>,
     pub limits: &'a Limits,
     pub ground: &'a Ground,
     pub progress: Progress<'a>,
@@ -43,6 +45,9 @@ pub fn settle(place: &Place<'_>, choice: &Choice) -> Result<()> {
     let path = place.path();
     crate::journal::make_directory(&path, 0o700)?;
     match super::held(place.state, place.name)? {
+        Some(held) if !super::is_made(place.state, place.name, held.kind) => {
+            make(place, choice).with_context(|| format!("make the jail's {} anew", choice.kind))?;
+        }
         Some(held) if held.kind == choice.kind => put_in_order(place, &held, choice)?,
         Some(held) => moving::move_to(place, &held, choice)
             .with_context(|| format!("move the jail's files from {} to {}", held.kind, choice.kind))?,
@@ -76,18 +81,35 @@ fn make(place: &Place<'_>, choice: &Choice) -> Result<()> {
     }
     begin_count(place)?;
     match choice.kind {
-        Kind::Overlay => return own::prepare(place.state, place.name, place.first_id, false).map(drop),
+        Kind::Overlay => {
+            own::prepare(place.state, place.name, place.first_id, false)?;
+            // What a jail never had anything else than needs no note.
+            return if super::has(&open, super::NOTE) {
+                super::write_note(&path, &held(choice))
+            } else {
+                Ok(())
+            };
+        }
         Kind::Tmpfs => return Ok(()),
+        Kind::Btrfs | Kind::Directory if begin_alike(place, &open, choice.kind)? => {}
         Kind::Btrfs => drop(new_subvolume(&open, place.first_id)?),
         Kind::Image => drop(new_image(place, choice)?),
         Kind::Directory => {
-            let root = new_root(&open)?;
-            merged::copy(None, place.layers, (root.as_fd(), place.first_id), (place.state, place.progress))?;
+            let root = new_root(place, &open)?;
+            let layers = place.like.as_ref().map_or(place.layers, std::slice::from_ref);
+            merged::copy(None, layers, (root.as_fd(), place.first_id), (place.state, place.progress))?;
             rustix::fs::syncfs(&root).context("write the root")?;
         }
     }
     rename_new(&open, choice.kind)?;
     super::write_note(&path, &held(choice))
+}
+
+/// Makes the new part of a subvolume that was set aside; false where there is none.
+fn begin_alike(place: &Place<'_>, directory: &OwnedFd, kind: Kind) -> Result<bool> {
+    let Some(like) = place.like.as_ref().and_then(|like| subvolume::open(like)) else { return Ok(false) };
+    subvolume::snapshot(&like, directory.as_fd(), &format!("{}.new", part(kind)), false)?;
+    Ok(true)
 }
 
 /// What is made from now on is counted, where the host can: a limit then needs no restart.
@@ -101,16 +123,6 @@ pub fn begin_count(place: &Place<'_>) -> Result<()> {
 pub fn held(choice: &Choice) -> Held {
     let (kind, file_system, why) = (choice.kind, choice.file_system, choice.why.clone());
     Held { kind, file_system, why, bytes: None, counted: false }
-}
-
-/// The name of a volume's one part, that is made beside and renamed.
-fn part(kind: Kind) -> &'static str {
-    match kind {
-        Kind::Btrfs => SUBVOLUME,
-        Kind::Image => IMAGE,
-        Kind::Directory => THICK,
-        Kind::Overlay | Kind::Tmpfs => "upper",
-    }
 }
 
 pub fn rename_new(directory: &OwnedFd, kind: Kind) -> Result<()> {
@@ -135,9 +147,15 @@ pub fn new_image(place: &Place<'_>, choice: &Choice) -> Result<PathBuf> {
     Ok(path)
 }
 
-pub fn new_root(directory: &OwnedFd) -> Result<OwnedFd> {
-    rustix::fs::mkdirat(directory, "root.new", Mode::RWXU).context("make directory root.new")?;
-    Ok(file::open_child(directory, "root.new".as_ref())?)
+/// As a subvolume where it can be one: that is copied at once, whatever is in it.
+pub fn new_root(place: &Place<'_>, directory: &OwnedFd) -> Result<OwnedFd> {
+    let name = OsStr::new("root.new");
+    if place.ground.file_system == "btrfs" {
+        subvolume::create(directory.as_fd(), name)?;
+    } else {
+        rustix::fs::mkdirat(directory, name, Mode::RWXU).context("make directory root.new")?;
+    }
+    Ok(file::open_child(directory, name)?)
 }
 
 /// Makes `upper` and `work` in a file system of the jail's own, unless they are there.

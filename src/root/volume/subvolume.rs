@@ -1,7 +1,8 @@
-//! A volume as a subvolume of the state directory's btrfs.
+//! A part of a volume as a subvolume of the state directory's btrfs.
 
 use std::ffi::OsStr;
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::Path;
 
 use anyhow::{Context, Result};
 
@@ -13,6 +14,17 @@ pub fn create(directory: BorrowedFd<'_>, name: &OsStr) -> Result<()> {
     btrfs::create(directory, name).with_context(|| format!("make subvolume {}", name.display()))?;
     let made = file::open_child(directory, name)?;
     rustix::fs::fchmod(&made, 0o700.into()).with_context(|| format!("chmod {}", name.display()))
+}
+
+/// The directory at `path`, if it is the top of a subvolume.
+pub fn open(path: &Path) -> Option<OwnedFd> {
+    file::open_directory(path).ok().filter(|open| btrfs::is_subvolume(open.as_fd()))
+}
+
+/// Makes `name` of what `from` has at this moment, on the disk when this returns.
+pub fn snapshot(from: &OwnedFd, directory: BorrowedFd<'_>, name: &str, read_only: bool) -> Result<()> {
+    btrfs::snapshot(from.as_fd(), directory, OsStr::new(name), read_only)
+        .with_context(|| format!("make a snapshot as {name}"))
 }
 
 /// Deletes it at once, whatever is in it, and its quota group; nothing there is done already.

@@ -150,11 +150,15 @@ fn automatic(jail: &Jail, ground: &Ground, held: Option<&Held>) -> Result<Choice
     }
     let mut reasons = Vec::new();
     let mut key = "limits.disk";
-    for kind in [Kind::Overlay, Kind::Btrfs, Kind::Image] {
-        let why = match (kind, reasons.last()) {
-            (Kind::Overlay, _) => "auto".to_owned(),
+    // A subvolume costs no more than an overlay, and a snapshot of it, while it runs, next to nothing.
+    let kinds = match ground.file_system.as_str() {
+        "btrfs" => [Kind::Btrfs, Kind::Overlay, Kind::Image],
+        _ => [Kind::Overlay, Kind::Btrfs, Kind::Image],
+    };
+    for kind in kinds {
+        let why = match (kind, reasons.first()) {
+            (Kind::Overlay, _) | (_, None) => "auto".to_owned(),
             (_, Some(reason)) => format!("auto, for {reason}"),
-            _ => "auto".to_owned(),
         };
         match fit(kind, jail, ground, held, &why) {
             Ok(choice) => return Ok(choice),

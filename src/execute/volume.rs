@@ -19,7 +19,10 @@ pub fn root(host: &Host, wanted: &DesiredJail, first_id: u32, lower: Vec<PathBuf
     let held = volume::held(state, &jail.name)?;
     let counts = volume::has_projects(state);
     // Where files are counted a limit of the last run may have to be lifted.
-    let as_it_is = held.as_ref().is_none_or(|held| !counts && *held == storage::Held::overlay());
+    let as_it_is = match &held {
+        None => jail.root.storage == "overlay" || !volume::is_on_btrfs(state),
+        Some(held) => !counts && *held == storage::Held::overlay(),
+    };
     if is_plain(jail) && as_it_is {
         beginning(state, &jail.name, held.as_ref(), (Kind::Overlay, first_id))?;
         let own = root::prepare(state, &jail.name, first_id, counts)?;

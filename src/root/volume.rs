@@ -25,7 +25,7 @@ use crate::storage::Held;
 use crate::sys::file;
 
 pub use crate::storage::Kind;
-pub use ground::{ground, has_projects};
+pub use ground::{ground, has_projects, is_on_btrfs};
 pub use limit::{Used, count, forget, observe, set_limits, used};
 pub use settle::{Place, make_writable, settle};
 

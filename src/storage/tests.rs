@@ -49,10 +49,11 @@ fn auto_takes_the_cheapest_that_keeps_the_limit() {
     let (free, limited, files) =
         (jail("auto", None, None), jail("auto", DISK, None), jail("auto", None, Some(9)));
     check(&free, &ext4(), None, "overlay None: auto");
-    check(&free, &btrfs(true), None, "overlay None: auto");
+    check(&free, &btrfs(true), None, "btrfs None: auto");
+    check(&free, &btrfs(false), None, "btrfs None: auto");
     check(&limited, &with_project(), None, "overlay Project: auto");
     check(&limited, &ext4(), None, "image Size: auto, for ext4 has no project quota");
-    check(&limited, &btrfs(true), None, "btrfs Subvolume: auto, for ext4 has no project quota");
+    check(&limited, &btrfs(true), None, "btrfs Subvolume: auto");
     check(&limited, &btrfs(false), None, "image Size: auto, for quotas are off");
     check(&files, &with_project(), None, "overlay Project: auto");
     check(

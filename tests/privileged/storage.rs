@@ -328,6 +328,7 @@ fn subvolume_is_limited(simple: bool) {
     machine.good(&["apply"]);
     assert!(subvolumes(&machine).contains("box"));
     machine.good(&["destroy", "--yes", "box"]);
+    assert_eq!(storage(&machine, "other")["kind"], "btrfs", "without a limit too");
     machine.remove("box");
     machine.remove("other");
     machine.good(&["apply"]);

@@ -30,6 +30,11 @@ pub fn has_projects(state: &Path) -> bool {
     File::open(state).is_ok_and(|directory| quota::enforced(directory.as_fd()).unwrap_or(false))
 }
 
+/// Whether subvolumes can be made where the state directory is.
+pub fn is_on_btrfs(state: &Path) -> bool {
+    File::open(state).is_ok_and(|directory| mount::file_system_name(directory.as_fd()) == "btrfs")
+}
+
 fn project(directory: &File, file_system: &str) -> Result<(), String> {
     if quota::enforced(directory.as_fd()).unwrap_or(false) {
         return Ok(());

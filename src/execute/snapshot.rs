@@ -7,6 +7,7 @@
 //! copied before the freeze.
 
 mod copied;
+mod fewer;
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
@@ -268,7 +269,7 @@ impl Held<'_> {
     fn take_as(&self, id: Option<String>, wanted: &DesiredJail, asked: &Asked<'_>) -> Result<Snapshot> {
         let state = &self.live.state;
         ensure!(*state != JailState::Partial, "a start or stop of it was cut off: apply first");
-        if self.runs() {
+        if self.runs() || (id.is_some() && self.grows() && !self.shorten()?) {
             self.copy(id, wanted, asked)
         } else {
             self.aside(id.as_deref(), wanted, asked, None)
@@ -329,6 +330,11 @@ impl Held<'_> {
         books::finish(self.state, self.name, &pending)?;
         settle(self.host, self.name)?;
         Ok(snapshot)
+    }
+
+    /// Whether what is set aside stays below it for good.
+    fn grows(&self) -> bool {
+        self.volume.as_ref().is_some_and(|volume| matches!(volume.kind(), Kind::Overlay | Kind::Image))
     }
 
     /// Whether what it writes lies on the file system on which changes do.

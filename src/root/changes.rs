@@ -6,6 +6,9 @@
 //! first. They are shared: by snapshots, by the jail they come from, by its clones. So nothing of
 //! them belongs to a jail's directory, and what no list names any more is swept away.
 
+mod merge;
+mod sink;
+
 use std::collections::BTreeSet;
 use std::ffi::OsStr;
 use std::fs::{self, File};
@@ -22,6 +25,8 @@ use super::{layers, removal, snapshot};
 use crate::jail::JailName;
 use crate::journal;
 use crate::sys::file;
+
+pub use merge::merge;
 
 /// Sets of changes in one state directory.
 const CHANGES_MAX: usize = 1_000_000;

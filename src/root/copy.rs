@@ -23,6 +23,7 @@ use super::removal;
 use crate::sys::file;
 pub use ahead::{Ahead, ahead};
 use entry::Pair;
+pub(super) use entry::like;
 pub use owners::Owners;
 
 /// Entries of one tree.
@@ -30,7 +31,7 @@ const ENTRIES_MAX: u64 = 50_000_000;
 /// Directories within each other.
 const DEPTH_MAX: usize = 100_000;
 /// How a directory of the tree is entered: neither through a link nor onto another mount.
-const CHILD: ResolveFlags =
+pub(super) const CHILD: ResolveFlags =
     ResolveFlags::BENEATH.union(ResolveFlags::NO_SYMLINKS).union(ResolveFlags::NO_XDEV);
 
 /// What has been copied so far.
@@ -272,13 +273,13 @@ fn level(from: &OwnedFd, to: &OwnedFd, names: Vec<OsString>) -> anyhow::Result<L
     Ok(Level { names, from: identity(from)?, to: identity(to)? })
 }
 
-fn identity(directory: &OwnedFd) -> anyhow::Result<(u64, u64)> {
+pub(super) fn identity(directory: &OwnedFd) -> anyhow::Result<(u64, u64)> {
     let stat = rustix::fs::fstat(directory).context("stat")?;
     Ok((stat.st_dev, stat.st_ino))
 }
 
 /// The directory above, if it is the one that was come from.
-fn up(directory: &OwnedFd, expected: (u64, u64)) -> anyhow::Result<OwnedFd> {
+pub(super) fn up(directory: &OwnedFd, expected: (u64, u64)) -> anyhow::Result<OwnedFd> {
     let above = file::open_child(directory, "..".as_ref())?;
     ensure!(identity(&above)? == expected, "it was moved while it was copied");
     Ok(above)

@@ -218,19 +218,60 @@ pub fn remove(state: &Path, name: &JailName, label: &str) -> Result<()> {
 
 /// The changes that any jail, any snapshot or any pending operation names.
 pub fn named(state: &Path) -> Result<BTreeSet<String>> {
-    let mut named = BTreeSet::new();
+    Ok(lists(state)?.into_iter().flatten().collect())
+}
+
+/// Every list of changes that there is.
+pub fn lists(state: &Path) -> Result<Vec<Vec<String>>> {
+    let mut lists = Vec::new();
     for name in pending_names(state)? {
-        if let Some(pending) = read::<Pending>(&pending_path(state, name.as_str()))? {
-            named.extend(pending.change);
-            named.extend(pending.base.into_iter().flatten());
-            named.extend(pending.snapshot.into_iter().flat_map(|snapshot| snapshot.chain));
+        if let Some(pending) = pending(state, &name)? {
+            lists.extend(pending.change.map(|id| vec![id]));
+            lists.extend(pending.base);
+            lists.extend(pending.snapshot.map(|snapshot| snapshot.chain));
         }
     }
     for name in jails(state)? {
-        named.extend(base(state, &name)?);
-        named.extend(list(state, &name)?.into_iter().flat_map(|snapshot| snapshot.chain));
+        lists.push(base(state, &name)?);
+        lists.extend(list(state, &name)?.into_iter().map(|snapshot| snapshot.chain));
     }
-    Ok(named)
+    Ok(lists)
+}
+
+/// Takes changes, of which nothing is left, out of all lists that are not pending. The caller
+/// holds the guard.
+pub fn leave_out(state: &Path, gone: &BTreeSet<String>) -> Result<()> {
+    for name in jails(state)? {
+        let mut base = base(state, &name)?;
+        if base.iter().any(|id| gone.contains(id)) {
+            base.retain(|id| !gone.contains(id));
+            write_base(state, &name, &base)?;
+        }
+        for mut snapshot in list(state, &name)? {
+            if snapshot.chain.iter().any(|id| gone.contains(id)) {
+                snapshot.chain.retain(|id| !gone.contains(id));
+                write(&snapshot_path(state, &name, &snapshot.label), &snapshot)?;
+            }
+        }
+    }
+    Ok(())
+}
+
+/// The jails, and those to be, that stand on these changes.
+pub fn users(state: &Path, id: &str) -> Result<BTreeSet<JailName>> {
+    let mut users = BTreeSet::new();
+    for name in jails(state)? {
+        if base(state, &name)?.iter().any(|one| one == id) {
+            users.insert(name);
+        }
+    }
+    for name in pending_names(state)? {
+        let base = pending(state, &name)?.and_then(|pending| pending.base);
+        if base.is_some_and(|base| base.iter().any(|one| one == id)) {
+            users.insert(name);
+        }
+    }
+    Ok(users)
 }
 
 fn jails(state: &Path) -> Result<Vec<JailName>> {
@@ -271,7 +312,7 @@ pub fn begin(state: &Path, name: &JailName, pending: &Pending) -> Result<()> {
     }
     for chain in lists.into_iter().flatten() {
         let most = changes::CHAIN_MAX;
-        ensure!(chain.len() <= most, "more than {most} snapshots lie below each other");
+        ensure!(chain.len() <= most, "more than {most} snapshots lie below each other: remove some of them");
     }
     write(&pending_path(state, name.as_str()), pending)
 }

@@ -224,6 +224,77 @@ pub fn cut_off_anywhere(machine: &Machine, definition: &str) {
     machine.good(&["snapshot", "a", "--rm", "first"]);
 }
 
+/// A stopped jail's snapshots go below each other; what expired ones leave there is merged.
+#[test]
+fn more_snapshots_than_may_lie_below_each_other() {
+    let Some(machine) = Machine::new() else { return };
+    machine.jail("a", SLEEP);
+    machine.good(&["apply"]);
+    machine.good(&["stop", "a"]);
+    let upper = machine.state().join("jails/a/upper");
+    let base = || std::fs::read_to_string(machine.state().join("jails/a/base.json")).unwrap();
+    let below = || serde_json::from_str::<Value>(&base()).unwrap()["chain"].as_array().unwrap().len();
+    let write = |round: u32| {
+        std::fs::create_dir_all(upper.join(format!("srv/d{}", round % 10))).unwrap();
+        std::fs::write(upper.join(format!("srv/d{}/{round}", round % 10)), "").unwrap();
+        std::fs::write(upper.join("srv/last"), format!("{round}\n")).unwrap();
+    };
+    // A clone that runs stands on the first, which stays as it is under it.
+    write(0);
+    take(&machine, "a", "clone");
+    machine.good(&["clone", "a", "c", "--from", "clone"]);
+    machine.good(&["apply", "--only", "c"]);
+    let mut next = 1;
+    let mut rounds = |count: u32| {
+        for round in next..next + count {
+            write(round);
+            take(&machine, "a", &format!("s{round}"));
+            if round > 3 {
+                machine.good(&["snapshot", "a", "--rm", &format!("s{}", round - 3)]);
+            }
+        }
+        next += count;
+        next
+    };
+    rounds(40);
+    assert!(below() < 30, "{}", below());
+    // Cut off while they are merged.
+    for cut in 1..=6 {
+        let round = rounds(24_u32.saturating_sub(below().try_into().unwrap()));
+        write(round);
+        let label = format!("cut-{cut}");
+        let mut child = machine.command(&["snapshot", "a", &label]).spawn().unwrap();
+        std::thread::sleep(Duration::from_millis(9 * cut));
+        rustix::process::kill_process(pid_of(&child), Signal::KILL).unwrap();
+        child.wait().unwrap();
+        machine.good(&["apply"]);
+        // It may have been as fast.
+        machine.stockade(&["snapshot", "a", "--rm", &label]);
+    }
+    let last = rounds(3) - 1;
+    machine.good(&["start", "a"]);
+    let look = "cat /srv/last; ls /srv/d* | grep -c '^[0-9]'";
+    assert_eq!(machine.inside("a", look), format!("{last}\n{}\n", last + 1));
+    let before = last - 1;
+    machine.good(&["rollback", "a", &format!("s{before}"), "--yes"]);
+    assert_eq!(machine.inside("a", look), format!("{before}\n{last}\n"));
+    assert_eq!(machine.inside("c", look), "0\n1\n");
+    machine.good(&["stop", "a"]);
+    // None expires: in the end they are copied, and nothing lies below the jail for them.
+    let start = below();
+    for round in 0..160 {
+        std::fs::write(upper.join("kept"), round.to_string()).unwrap();
+        take(&machine, "a", &format!("kept-{round}"));
+    }
+    assert!(below() <= 150, "{start} and then {}", below());
+    machine.good(&["rollback", "a", "kept-5", "--yes"]);
+    machine.good(&["start", "a"]);
+    assert_eq!(machine.inside("a", "cat /kept"), "5");
+    machine.good(&["rollback", "a", "kept-159", "--yes"]);
+    assert_eq!(machine.inside("a", "cat /kept; cat /srv/last"), format!("159{before}\n"));
+    assert_eq!(machine.inside("c", look), "0\n1\n");
+}
+
 #[test]
 fn snapshots_are_listed_and_wrong_names_are_told() {
     let Some(machine) = Machine::new() else { return };

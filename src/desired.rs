@@ -98,11 +98,10 @@ pub enum LayerSource {
     Host,
     /// A copy of a directory.
     Directory(PathBuf),
-    /// An archive unpacked; `sha256` is checked while it is read. Without `setuid` no file of it
-    /// keeps its set-id bits.
-    Tar { path: PathBuf, sha256: Option<String>, setuid: bool },
+    /// An archive unpacked; `sha256` is checked while it is read.
+    Tar { path: PathBuf, sha256: Option<String>, kept: Kept },
     /// One layer of an image; what it deletes lies in the layers `below`, topmost first.
-    Image { archive: PathBuf, blob: Blob, setuid: bool, below: Vec<String> },
+    Image { archive: PathBuf, blob: Blob, kept: Kept, below: Vec<String> },
     /// A Debian root, made by mmdebstrap or debootstrap.
     Debootstrap(Debootstrap),
     /// What lines, run in a jail on the layers below, have changed.
@@ -111,6 +110,32 @@ pub enum LayerSource {
     Built,
     /// The copied (not rendered) part of a template's `files/`, sorted by target.
     Files(Vec<CopiedFile>),
+}
+
+/// What stays of an archive's entries of all that the kernel gives a meaning of its own.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Kept {
+    /// Set-user-ID and set-group-ID bits.
+    pub setuid: bool,
+    /// Device nodes and FIFOs.
+    pub devices: bool,
+    /// The capabilities of files.
+    pub capabilities: bool,
+}
+
+impl Default for Kept {
+    fn default() -> Self {
+        Self { setuid: true, devices: false, capabilities: false }
+    }
+}
+
+impl Kept {
+    /// What is not as usual, a word each: part of a layer's name.
+    pub fn words<'w>(self) -> impl Iterator<Item = &'w str> {
+        let words =
+            [(!self.setuid, "nosuid"), (self.devices, "devices"), (self.capabilities, "capabilities")];
+        words.into_iter().filter_map(|(unusual, word)| unusual.then_some(word))
+    }
 }
 
 /// What mmdebstrap(1) is asked for; every word was checked to be no option.

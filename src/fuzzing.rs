@@ -129,7 +129,7 @@ fn archive(data: &[u8]) {
     std::fs::create_dir_all(state.join("layers")).expect("a directory");
     let layer = Layer {
         id: format!("sha256-{:064}", 0),
-        source: LayerSource::Tar { path, sha256: None, setuid: true },
+        source: LayerSource::Tar { path, sha256: None, kept: crate::desired::Kept::default() },
     };
     // That it is refused is the usual end.
     let run: layers::Runner<'_> = &|_, _, _| anyhow::bail!("there are no lines to run");

@@ -26,7 +26,8 @@ use serde_json::Value;
 use sha2::{Digest, Sha256};
 
 use crate::desired::{
-    Blob, Build, CopiedFile, CopiedKind, Debootstrap, DesiredRoot, Layer, LayerSource, OnChange, RootFile,
+    Blob, Build, CopiedFile, CopiedKind, Debootstrap, DesiredRoot, Kept, Layer, LayerSource, OnChange,
+    RootFile,
 };
 use crate::diagnostic::Diagnostic;
 use crate::expression;
@@ -41,7 +42,7 @@ pub const HOST: &str = "host";
 /// The longest chain of `base.template`.
 pub const PARENTS_MAX: usize = 16;
 /// Part of every layer's name: raised when layers are built another way than before.
-const LAYER_FORMAT: &str = "1";
+const LAYER_FORMAT: &str = "2";
 /// What the host base shows from the host, read only, so that nothing can be laid there.
 const HOST_OWNED: &[&str] = &["/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64", "/libx32"];
 
@@ -81,8 +82,8 @@ pub struct Template {
     pub base: Base,
     /// Where the base stands in `text`.
     pub base_span: Range<usize>,
-    /// False: set-id bits in the base's archive are dropped.
-    pub setuid: bool,
+    /// What stays of the entries of the base's archive.
+    pub kept: Kept,
     /// With a template for a base: an archive of what lies over it, in the template's directory.
     pub changes: Option<Blob>,
     /// What `root::layers::look` finds of the base; set by `source` after parsing.
@@ -158,7 +159,7 @@ impl Template {
             text: String::new(),
             base: Base::Host,
             base_span: 0..0,
-            setuid: true,
+            kept: Kept::default(),
             changes: None,
             stamp,
             image: None,
@@ -247,9 +248,9 @@ fn layers_of(chain: &[&Template]) -> Vec<Layer> {
 
 fn add_base(template: &Template, layers: &mut VecDeque<Layer>) {
     let stamp = template.stamp.as_str();
-    let setuid = template.setuid;
+    let kept = template.kept;
     let mut add = |parts: &[&str], source| {
-        let parts: Vec<&str> = parts.iter().copied().chain((!setuid).then_some("nosuid")).collect();
+        let parts: Vec<&str> = parts.iter().copied().chain(kept.words()).collect();
         layers.push_front(Layer { id: id(&parts), source });
     };
     match &template.base {
@@ -258,7 +259,7 @@ fn add_base(template: &Template, layers: &mut VecDeque<Layer>) {
             add(&["directory", &exact(path), version, stamp], LayerSource::Directory(path.clone()));
         }
         Base::Tar { path, sha256 } => {
-            let source = LayerSource::Tar { path: path.clone(), sha256: sha256.clone(), setuid };
+            let source = LayerSource::Tar { path: path.clone(), sha256: sha256.clone(), kept };
             match sha256 {
                 Some(digest) => add(&["tar", digest], source),
                 None => add(&["tar", &exact(path), stamp], source),
@@ -313,11 +314,11 @@ fn add_image(template: &Template, archive: &Path, layers: &mut VecDeque<Layer>) 
     for blob in template.image.iter().flat_map(|image| &image.layers) {
         let below: Vec<String> = layers.iter().map(|layer| layer.id.clone()).collect();
         let mut parts = vec!["image", &blob.sha256];
-        parts.extend((!template.setuid).then_some("nosuid"));
+        parts.extend(template.kept.words());
         parts.extend(below.first().map(String::as_str));
         let id = id(&parts);
-        let (archive, blob, setuid) = (archive.to_owned(), blob.clone(), template.setuid);
-        layers.push_front(Layer { id, source: LayerSource::Image { archive, blob, setuid, below } });
+        let (archive, blob, kept) = (archive.to_owned(), blob.clone(), template.kept);
+        layers.push_front(Layer { id, source: LayerSource::Image { archive, blob, kept, below } });
     }
 }
 
@@ -326,11 +327,11 @@ fn add_changes(template: &Template, layers: &mut VecDeque<Layer>) {
     let Some(blob) = &template.changes else { return };
     let below: Vec<String> = layers.iter().map(|layer| layer.id.clone()).collect();
     let mut parts = vec!["changes", blob.sha256.as_str()];
-    parts.extend((!template.setuid).then_some("nosuid"));
+    parts.extend(template.kept.words());
     parts.extend(below.first().map(String::as_str));
     let id = id(&parts);
     let archive = template.file.parent().unwrap_or(Path::new("")).to_owned();
-    let source = LayerSource::Image { archive, blob: blob.clone(), setuid: template.setuid, below };
+    let source = LayerSource::Image { archive, blob: blob.clone(), kept: template.kept, below };
     layers.push_front(Layer { id, source });
 }
 

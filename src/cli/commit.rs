@@ -87,7 +87,9 @@ fn make(seen: &Seen, new: &Place, parent: &str, jail: &str) -> Result<usize> {
     let digest = digest(&archive)?;
     let text = format!(
         "# What the jail {jail} had changed, made by `stockade commit`.\n\
-         [base]\ntemplate = {parent:?}\nchanges = {ARCHIVE:?}\nsha256 = {digest:?}\n"
+         [base]\ntemplate = {parent:?}\nchanges = {ARCHIVE:?}\nsha256 = {digest:?}\n\
+         # All of it is the jail's own doing, and nothing gets more by being kept.\n\
+         devices = true\ncapabilities = true\n"
     );
     journal::replace_synced(&new.path.join("template.toml"), text.as_bytes())?;
     Ok(changes.len())

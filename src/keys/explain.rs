@@ -83,6 +83,8 @@ pub fn man() -> String {
     }
     out.push_str(".Sh HOST KEYS\n");
     list(&mut out, HOST_KEYS);
+    out.push_str(".Ss Keys of a template's base, for archives\n");
+    list(&mut out, table::BASE_KEYS);
     out
 }
 

@@ -16,7 +16,7 @@ use serde::{Deserialize, Serialize};
 pub use explain::{explain, man};
 pub use schema::schema;
 pub use show::{show, toml_text};
-pub use table::{HOST_KEYS, KEYS};
+pub use table::{BASE_KEYS, HOST_KEYS, KEYS};
 
 /// What a change of a key costs a running jail, cheapest first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]

@@ -40,9 +40,9 @@ const fn unbuilt(key: Key, built: Built) -> Key {
     Key { built, ..key }
 }
 
-/// Every row there is, those of the host and of inner tables too.
+/// Every row there is, those of the host, of templates and of inner tables too.
 pub fn all() -> impl Iterator<Item = &'static Key> {
-    KEYS.iter().chain(MOUNT_KEYS).chain(IO_KEYS).chain(SNAPSHOT_KEYS).chain(HOST_KEYS)
+    KEYS.iter().chain(MOUNT_KEYS).chain(IO_KEYS).chain(SNAPSHOT_KEYS).chain(BASE_KEYS).chain(HOST_KEYS)
 }
 
 // Three lines a row read as a table; one argument a line would not.
@@ -233,6 +233,17 @@ pub const IO_KEYS: &[Key] = &[
         "Reads a second."), Built::Nothing),
     unbuilt(key("limits.io.write_ops", OPERATIONS, "no limit", Cost::Live, "wiops",
         "Writes a second."), Built::Nothing),
+];
+
+/// What `[base]` of a template keeps of the entries of an archive: beside `tar`, `oci` and `changes`.
+#[rustfmt::skip]
+pub const BASE_KEYS: &[Key] = &[
+    key("base.setuid", Kind::Bool, "true", Cost::Rebuild, "S_ISUID and S_ISGID of files in a layer",
+        "Whether files of the archive keep their set-user-ID and set-group-ID bits, which reach no further than the jail's own users, and nowhere without new privileges."),
+    key("base.devices", Kind::Bool, "false", Cost::Rebuild, "mknod(2) in a layer, seen through mounts with nodev",
+        "Whether device nodes and FIFOs of the archive are kept; the nodes are there to be seen and copied, and cannot be opened."),
+    key("base.capabilities", Kind::Bool, "false", Cost::Rebuild, "the attribute security.capability of files in a layer",
+        "Whether files of the archive keep their capabilities, which are those of the jail's own user namespace and within `security.capabilities`, and count for nothing without new privileges."),
 ];
 
 /// The keys of stockade.toml; `*` is a name of the user's. Costs are those for the jails.

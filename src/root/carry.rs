@@ -10,7 +10,7 @@ use std::path::{Component, Path, PathBuf};
 use anyhow::{Context, Result, bail, ensure};
 use rustix::fs::{CWD, Mode, OFlags};
 
-use super::layers::archive::entry::{self, Keep};
+use super::layers::archive::entry::{self, Keep, Nodes};
 use super::layers::tree::{self, Tree};
 use super::pack::{self, Pack};
 use crate::sys::file;
@@ -72,7 +72,7 @@ pub fn lay<'r>(
     let mut left_out = Vec::new();
     let keep = Keep {
         attribute: if owners { is_owners } else { |_| false },
-        nodes: false,
+        nodes: Nodes::None,
         set_id: owners,
         owner: owners,
     };

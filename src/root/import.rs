@@ -19,7 +19,7 @@ use rustix::io::Errno;
 use sha2::{Digest, Sha256};
 
 use super::export;
-use super::layers::archive::entry::{self, Item, Keep, Source};
+use super::layers::archive::entry::{self, Item, Keep, Nodes, Source};
 use super::layers::tree::Tree;
 use super::manifest::{CHECKSUM, DEFINITION, MANIFEST, MANIFEST_BYTES_MAX, Manifest, TEMPLATES, WRITES};
 use super::removal;
@@ -235,7 +235,7 @@ impl Reader<'_> {
                 manifest.templates.iter().any(|name| path.starts_with(name.as_str()))
             });
         ensure!(named, "it is of no template of the jail");
-        let keep = Keep { attribute: |_| false, nodes: false, set_id: false, owner: false };
+        let keep = Keep { attribute: |_| false, nodes: Nodes::None, set_id: false, owner: false };
         let tree = self.templates.as_mut().context("the templates are done")?;
         lay(item, path, TEMPLATES, tree, keep).map(drop)
     }
@@ -245,7 +245,7 @@ impl Reader<'_> {
         let own = export::part(self.head.manifest.as_ref().context("there is no manifest")?.storage);
         let inner = path.strip_prefix(own).context("it is of another storage than the manifest says")?;
         let Some(tree) = self.writes.as_mut() else { return Ok(()) };
-        let keep = Keep { attribute: is_kept, nodes: true, set_id: true, owner: true };
+        let keep = Keep { attribute: is_kept, nodes: Nodes::Whiteouts, set_id: true, owner: true };
         let below = Path::new(WRITES).join(own);
         if !lay(item, inner, &below.to_string_lossy(), tree, keep)? {
             self.left_out.push(inner.to_owned());

@@ -31,7 +31,7 @@ use anyhow::{Context, anyhow, bail, ensure};
 use rustix::fs::{AtFlags, FileType, Mode};
 
 use super::{copy, removal};
-use crate::desired::{Blob, Build, Layer, LayerSource};
+use crate::desired::{Blob, Build, Kept, Layer, LayerSource};
 use crate::sys::file;
 use crate::template::{Base, Template};
 use tree::{BUILD_TIME_MAX, Tree};
@@ -185,11 +185,11 @@ fn fill(
     match &layer.source {
         LayerSource::Host => host::build(tree, progress)?,
         LayerSource::Directory(path) => copied::directory(path, tree, progress)?,
-        LayerSource::Tar { path, sha256, setuid } => {
-            archive::unpack(path, sha256.as_deref(), *setuid, tree, progress)?;
+        LayerSource::Tar { path, sha256, kept } => {
+            archive::unpack(path, sha256.as_deref(), *kept, tree, progress)?;
         }
-        LayerSource::Image { archive, blob, setuid, below } => {
-            unpack_image(layers, (archive, blob), below, *setuid, tree, progress)?;
+        LayerSource::Image { archive, blob, kept, below } => {
+            unpack_image(layers, (archive, blob), below, *kept, tree, progress)?;
         }
         LayerSource::Debootstrap(wanted) => debootstrap::build(wanted, &make_aside()?, tree, progress)?,
         LayerSource::Build(lines) => run_lines(lines, &make_aside()?, tree, site)?,
@@ -229,12 +229,12 @@ fn unpack_image(
     layers: &OwnedFd,
     (archive, blob): (&Path, &Blob),
     below: &[String],
-    setuid: bool,
+    kept: Kept,
     tree: &mut Tree,
     progress: Progress<'_>,
 ) -> anyhow::Result<()> {
     let name = format!("{} {}", archive.display(), blob.name.display());
-    let rules = archive::Rules { name: &name, whiteouts: true, setuid };
+    let rules = archive::Rules { name: &name, whiteouts: true, kept };
     stream::read(image::open(archive, blob)?, Some(&blob.sha256), |reader| {
         archive::entries(reader, tree, rules, progress)
     })

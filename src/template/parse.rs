@@ -54,7 +54,7 @@ pub fn parse(file: &Path, text: &str, entries: &[TemplateEntry]) -> (Option<Temp
         text: text.to_owned(),
         base: base.base,
         base_span: base.span,
-        setuid: base.setuid,
+        kept: base.kept,
         changes: base.changes,
         stamp: String::new(),
         image: None,

@@ -71,7 +71,12 @@ fn what_is_wrong_is_said_at_its_place() {
         "[base]\nhost = true\nreference = 'x'",
         &["3:1: `reference` goes with `oci`, not with `host`"],
     );
-    check_wrong("[base]\nhost = true\nsetuid = true", &["3:1: `setuid` goes with `tar` and `oci`, not"]);
+    check_wrong("[base]\nhost = true\nsetuid = true", &["3:1: `setuid` goes with `tar` and `oci` and"]);
+    check_wrong(
+        "[base]\ntemplate = 'a'\ndevices = true",
+        &["3:1: beside a template, `devices` goes with `chan"],
+    );
+    check_wrong("[base]\ntar = 'x'\ncapabilities = 1", &["3:16: this has to be true or false"]);
     check_wrong("[base]\nhost = true\n[[fiel]]\n", &["3:3: unknown key `fiel` did you mean `file`?"]);
     check_wrong("[base]\nhost = = true\nb = [\n", &["2:8: ", "3:6: "]);
 }
@@ -152,6 +157,30 @@ fn a_build_is_named_by_what_it_stands_on_and_runs() {
     ];
     let all: BTreeSet<&String> = other.iter().chain([&same]).collect();
     assert_eq!(all.len(), 9);
+}
+
+#[test]
+fn what_is_kept_of_an_archive_is_part_of_its_layers_name() {
+    let digest = "0".repeat(64);
+    for base in [
+        format!("tar = 'x'\nsha256 = '{digest}'"),
+        format!("template = 'host'\nchanges = 'x'\nsha256 = '{digest}'"),
+    ] {
+        let id = |more: &str| {
+            let all = templates(&[("t", &format!("[base]\n{base}\n{more}"), &[])]);
+            layers(&all, "t").expect("good")[0].id.clone()
+        };
+        let more = [
+            "",
+            "setuid = false",
+            "devices = true",
+            "capabilities = true",
+            "devices = true\ncapabilities = true",
+        ];
+        let all: BTreeSet<String> = more.iter().map(|more| id(more)).collect();
+        assert_eq!(all.len(), more.len(), "{base}");
+        assert_eq!(id(""), id("setuid = true\ndevices = false\ncapabilities = false"));
+    }
 }
 
 #[test]

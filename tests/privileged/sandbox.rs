@@ -176,11 +176,40 @@ fn a_sandbox_forgets_what_was_written_at_its_stop_and_falls_back_to_its_base() {
     assert_eq!(machine.inside("a", "cat /srv/*"), "base\n");
 }
 
+/// Gives a jail's file attributes as the jail itself would; says how a layer has them.
+fn with_attributes(file: &std::path::Path, first_id: u32) -> [(&'static str, Vec<u8>); 3] {
+    let capability =
+        |revision: u32| [revision.to_le_bytes(), 0x400_u32.to_le_bytes(), [0; 4], [0; 4], [0; 4]].concat();
+    let list = |id: u32| {
+        let entries =
+            [(1_u16, 7_u16, u32::MAX), (2, 4, id), (4, 5, u32::MAX), (16, 5, u32::MAX), (32, 5, u32::MAX)];
+        let entry = |(tag, mode, id): (u16, u16, u32)| {
+            [&tag.to_le_bytes()[..], &mode.to_le_bytes(), &id.to_le_bytes()].concat()
+        };
+        [2_u32.to_le_bytes().to_vec(), entries.map(entry).concat()].concat()
+    };
+    let own = [&capability(0x0300_0000)[..], &first_id.to_le_bytes()].concat();
+    let here = [
+        ("system.posix_acl_access", list(first_id + 33)),
+        ("security.capability", own),
+        ("user.note", b"kept".to_vec()),
+    ];
+    for (name, value) in &here {
+        rustix::fs::setxattr(file, *name, value, rustix::fs::XattrFlags::empty()).expect(name);
+    }
+    let there = [list(33), capability(0x0200_0000), b"kept".to_vec()];
+    let mut there = there.into_iter();
+    here.map(|(name, _)| (name, there.next().unwrap()))
+}
+
 #[test]
 fn what_was_tried_out_becomes_a_template() {
     let Some(machine) = Machine::new() else { return };
     jail(&machine, "");
     inside(&machine, "a", CHANGES);
+    let upper = machine.state().join("jails/a/upper");
+    let first_id = std::fs::metadata(&upper).unwrap().uid();
+    let attributes = with_attributes(&upper.join("srv/new"), first_id);
     assert!(machine.status(&["commit", "a", "u"], 1).contains("it runs"));
     machine.good(&["snapshot", "a", "s"]);
     machine.good(&["commit", "a", "u", "--from", "s"]);
@@ -188,9 +217,14 @@ fn what_was_tried_out_becomes_a_template() {
     let stat = |name: &str| inside(&machine, name, &look.replace("stat", "busybox stat"));
     machine.jail("b", "template = 'u'\n[exec]\ncommand = ['/bin/sleep', '1000']\n");
     machine.good(&["apply"]);
-    // A FIFO is nothing for a layer.
-    inside(&machine, "a", "rm /srv/fifo");
     assert_eq!(stat("b"), stat("a"));
+    let layers = std::fs::read_dir(machine.state().join("layers")).unwrap();
+    let new = layers.map(|layer| layer.unwrap().path().join("srv/new")).find(|new| new.exists()).unwrap();
+    for (name, value) in attributes {
+        let mut found = vec![0; 100];
+        let length = rustix::fs::getxattr(&new, name, found.as_mut_slice()).expect(name);
+        assert_eq!(found[..length], value, "{name}");
+    }
     assert_eq!(below_srv(&machine.good(&["diff", "b"])), "", "it is all the template's");
     assert!(machine.status(&["commit", "a", "u", "--from", "s"], 1).contains("exists"));
     // One upon the other, of a jail that is stopped.

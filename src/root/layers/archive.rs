@@ -2,9 +2,10 @@
 //!
 //! Entry by entry through [`Tree`], never the tar crate's own unpacking. An entry whose path goes
 //! through `..`, or whose owner is outside of 0 to 65,535, ends the build; absolute paths and
-//! links begin at the tree's root. Device nodes and FIFOs are left out and counted, for a jail's
-//! /dev is made by stockade. Setuid bits stay (a jail has no new privileges); of the extended
-//! attributes `user.*` alone is kept, so neither file capabilities nor overlayfs's own marks.
+//! links begin at the tree's root. Set-id bits, device nodes and the capabilities of files stay as
+//! the template says ([`Kept`]); what is left out of nodes is counted. Of the other extended
+//! attributes `user.*` and access lists are kept, and never overlayfs's own marks: a layer hides
+//! nothing of those below it but by an image's `.wh.` names.
 
 pub mod entry;
 mod pax;
@@ -19,12 +20,14 @@ use anyhow::{Context, ensure};
 
 use super::tree::Tree;
 use super::{Progress, stream};
-use entry::Keep;
+use crate::desired::Kept;
+use entry::{Keep, Nodes};
 
 /// Entries between two lines of progress.
 const PROGRESS_EVERY: u64 = 5_000;
 /// Attributes of overlayfs in their unprivileged spelling.
 const OVERLAY_ATTRIBUTES: &str = "user.overlay.";
+const CAPABILITY: &str = "security.capability";
 /// How OCI layers name what is not there any more, and directories with nothing from below.
 const WHITEOUT: &[u8] = b".wh.";
 const OPAQUE: &[u8] = b".wh..wh..opq";
@@ -38,15 +41,14 @@ pub struct Rules<'a> {
     pub name: &'a str,
     /// It is a layer of an image, whose names that begin with `.wh.` take away.
     pub whiteouts: bool,
-    /// Files keep their set-id bits.
-    pub setuid: bool,
+    pub kept: Kept,
 }
 
 /// Unpacks the archive at `path`; with `sha256`, its bytes must have that digest.
 pub fn unpack(
     path: &Path,
     sha256: Option<&str>,
-    setuid: bool,
+    kept: Kept,
     tree: &mut Tree,
     progress: Progress<'_>,
 ) -> anyhow::Result<()> {
@@ -54,7 +56,7 @@ pub fn unpack(
     let found = file.metadata().with_context(|| format!("stat {}", path.display()))?;
     ensure!(found.is_file(), "{} is not a regular file", path.display());
     let name = path.display().to_string();
-    let rules = Rules { name: &name, whiteouts: false, setuid };
+    let rules = Rules { name: &name, whiteouts: false, kept };
     stream::read(file.take(found.len()), sha256, |reader| entries(reader, tree, rules, progress))
         .with_context(|| format!("unpack {name}"))
 }
@@ -67,7 +69,7 @@ pub fn entries(
     progress: Progress<'_>,
 ) -> anyhow::Result<()> {
     let (mut done, mut left_out) = (0_u64, 0_u64);
-    let keep = Keep { set_id: rules.setuid, ..LAYER };
+    let keep = keep(rules.kept);
     let reader: entry::Source<'_> =
         if rules.whiteouts { Box::new(Padded { inner: reader, count: 0 }) } else { Box::new(reader) };
     let count = entry::each(reader, &mut |item| {
@@ -133,12 +135,18 @@ impl Read for Padded<'_> {
 }
 
 /// What a layer keeps of an entry.
-const LAYER: Keep = Keep {
-    attribute: |name| name.starts_with("user.") && !name.starts_with(OVERLAY_ATTRIBUTES),
-    nodes: false,
-    set_id: true,
-    owner: true,
-};
+fn keep(kept: Kept) -> Keep {
+    let attribute: fn(&str) -> bool =
+        if kept.capabilities { |name| is_plain(name) || name == CAPABILITY } else { is_plain };
+    let nodes = if kept.devices { Nodes::Devices } else { Nodes::None };
+    Keep { attribute, nodes, set_id: kept.setuid, owner: true }
+}
+
+/// An attribute that gives nobody anything.
+fn is_plain(name: &str) -> bool {
+    let is_own = name.starts_with("user.") && !name.starts_with(OVERLAY_ATTRIBUTES);
+    is_own || name.starts_with("system.posix_acl_")
+}
 
 #[cfg(test)]
 mod tests;

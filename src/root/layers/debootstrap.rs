@@ -13,7 +13,7 @@ use anyhow::{Result, bail};
 use super::program::Program;
 use super::tree::{BUILD_TIME_MAX, Tree};
 use super::{Progress, archive, copied, stream};
-use crate::desired::Debootstrap;
+use crate::desired::{Debootstrap, Kept};
 
 /// Where the programs are looked for, and what they find theirs in.
 const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
@@ -42,7 +42,7 @@ pub fn build(wanted: &Debootstrap, aside: &Path, tree: &mut Tree, progress: Prog
         let (mut running, output) =
             Program::start(command(&program, &mmdebstrap(wanted), aside), "mmdebstrap")?;
         running.wait_for_output(&output, progress)?;
-        let rules = archive::Rules { name: "mmdebstrap", whiteouts: false, setuid: true };
+        let rules = archive::Rules { name: "mmdebstrap", whiteouts: false, kept: Kept::default() };
         let source = File::from(OwnedFd::from(output)).take(u64::MAX);
         let unpacked = stream::read(source, None, |reader| archive::entries(reader, tree, rules, progress));
         // What it says of its failure explains an archive that ends too early.

@@ -19,7 +19,7 @@ use rustix::io::Errno;
 use crate::root::files;
 use crate::sys::file;
 use below::Below;
-use metadata::{chown_link, finish, finish_link, own, set_attributes, times};
+use metadata::{chown_link, default_list, finish, finish_link, own, set_attribute, set_attributes, times};
 
 pub use budget::{BUILD_TIME_MAX, BYTES_MAX, Budget, ENTRIES_MAX};
 pub use metadata::{Attribute, Metadata};
@@ -50,6 +50,8 @@ pub struct Tree {
     last: Option<(PathBuf, OwnedFd)>,
     /// Directories get their times last, for each entry made in them changes these.
     directories: Vec<(PathBuf, (i64, u32))>,
+    /// Their default access lists too, which each entry made in them would inherit.
+    defaults: Vec<(PathBuf, Attribute)>,
     /// What it has to say of the layers below it.
     below: Below,
 }
@@ -63,6 +65,7 @@ impl Tree {
             in_use: false,
             last: None,
             directories: Vec::new(),
+            defaults: Vec::new(),
             below: Below::default(),
         }
     }
@@ -95,6 +98,7 @@ impl Tree {
                 return Ok(());
             }
             own(&self.root, metadata)?;
+            self.defaults.extend(default_list(&path, attributes));
             set_attributes(&self.root, attributes)?;
         } else {
             if self.is_there(&path)? {
@@ -110,6 +114,7 @@ impl Tree {
             let made = file::open_child(parent, &name)?;
             own(&made, metadata)?;
             set_attributes(&made, attributes)?;
+            self.defaults.extend(default_list(&path, attributes));
         }
         self.directories.push((path, metadata.mtime));
         Ok(())
@@ -309,8 +314,13 @@ impl Tree {
         rustix::fs::linkat(&directory, name, parent, &own_name, AtFlags::empty()).with_context(shown)
     }
 
-    /// Gives directories their times.
+    /// Gives directories what they get last.
     pub fn settle(mut self) -> anyhow::Result<OwnedFd> {
+        for (path, list) in std::mem::take(&mut self.defaults) {
+            let directory = file::open_inside(self.root(), &path, OFlags::DIRECTORY, file::INSIDE);
+            let Ok(directory) = directory else { continue };
+            set_attribute(&directory, &list)?;
+        }
         while let Some((path, mtime)) = self.directories.pop() {
             let directory = file::open_inside(self.root(), &path, OFlags::DIRECTORY, file::INSIDE);
             let Ok(directory) = directory else { continue };

@@ -7,26 +7,30 @@ use std::path::{Component, Path, PathBuf};
 use toml::Spanned;
 
 use super::{Item, Reader, Table};
-use crate::desired::Blob;
+use crate::desired::{Blob, Kept};
 use crate::diagnostic::Diagnostic;
 use crate::template::{Base, hex};
 
 /// Keys of `[base]`, of which exactly one says what the base is.
 const BASES: &[&str] = &["host", "directory", "tar", "template", "debootstrap", "oci"];
+/// The bases that are archives; a template is one with `changes` over it.
+const ARCHIVES: &[&str] = &["tar", "oci", "template"];
 /// The other keys of `[base]`, and the bases they go with.
 const QUALIFIERS: &[(&str, &[&str])] = &[
     ("sha256", &["tar", "template"]),
     ("changes", &["template"]),
     ("version", &["directory", "debootstrap"]),
     ("reference", &["oci"]),
-    ("setuid", &["tar", "oci"]),
+    ("setuid", ARCHIVES),
+    ("devices", ARCHIVES),
+    ("capabilities", ARCHIVES),
 ];
 
 /// `[base]` as it was understood.
 pub struct Found {
     pub base: Base,
     pub span: Range<usize>,
-    pub setuid: bool,
+    pub kept: Kept,
     pub changes: Option<Blob>,
 }
 
@@ -54,10 +58,19 @@ impl Reader<'_> {
             return None;
         }
         self.qualifiers(table, key.get_ref());
-        let setuid = table.get("setuid").map_or(Some(true), |item| self.boolean(item));
+        let kept = self.kept(table);
         let base = self.one_base(table, key, value)?;
         let changes = self.changes(table);
-        Some(Found { base, span: key.span().start..value.span().end, setuid: setuid?, changes })
+        Some(Found { base, span: key.span().start..value.span().end, kept: kept?, changes })
+    }
+
+    fn kept(&mut self, table: &Table<'_>) -> Option<Kept> {
+        let usual = Kept::default();
+        let mut flag = |key: &str, usual| table.get(key).map_or(Some(usual), |item| self.boolean(item));
+        let setuid = flag("setuid", usual.setuid);
+        let (devices, capabilities) =
+            (flag("devices", usual.devices), flag("capabilities", usual.capabilities));
+        Some(Kept { setuid: setuid?, devices: devices?, capabilities: capabilities? })
     }
 
     /// An archive beside the template, as `commit` writes it.
@@ -83,6 +96,12 @@ impl Reader<'_> {
             {
                 let owners = owners.join("` and `");
                 self.at(key.span(), format!("`{qualifier}` goes with `{owners}`, not with `{base}`"));
+            } else if base == "template"
+                && *qualifier != "changes"
+                && let Some(key) = table.get_key_value(*qualifier).map(|(key, _)| key)
+                && !table.contains_key("changes")
+            {
+                self.at(key.span(), format!("beside a template, `{qualifier}` goes with `changes`"));
             }
         }
     }

@@ -19,12 +19,21 @@ pub const HEADER_BYTES_MAX: u64 = 1 << 20;
 /// Stretches of data in one sparse file.
 const STRETCHES_MAX: u64 = 1 << 20;
 
+/// Which entries are kept that are no file, directory or link.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Nodes {
+    None,
+    /// FIFOs, and the whiteouts of overlayfs.
+    Whiteouts,
+    /// FIFOs and devices, but no whiteouts.
+    Devices,
+}
+
 /// What is kept of an entry beside owner, mode, time and contents.
 #[derive(Clone, Copy)]
 pub struct Keep {
     pub attribute: fn(&str) -> bool,
-    /// FIFOs, and the whiteouts of overlayfs; other devices never are.
-    pub nodes: bool,
+    pub nodes: Nodes,
     pub set_id: bool,
     pub owner: bool,
 }
@@ -150,9 +159,13 @@ impl<'e, 'a, R: Read> Item<'e, 'a, R> {
             EntryType::Regular | EntryType::Continuous | EntryType::GNUSparse => {
                 self.file(path, tree, keep)?;
             }
-            EntryType::Fifo if keep.nodes => tree.node(path, self.metadata(keep)?, FileType::Fifo, 0)?,
-            EntryType::Char if keep.nodes && self.is_whiteout()? => {
-                tree.node(path, self.metadata(keep)?, FileType::CharacterDevice, 0)?;
+            EntryType::Fifo if keep.nodes != Nodes::None => {
+                tree.node(path, self.metadata(keep)?, FileType::Fifo, 0)?;
+            }
+            EntryType::Char | EntryType::Block if self.keeps_device(keep.nodes)? => {
+                let is_char = kind == EntryType::Char;
+                let kind = if is_char { FileType::CharacterDevice } else { FileType::BlockDevice };
+                tree.node(path, self.metadata(keep)?, kind, self.device()?)?;
             }
             _ => {
                 tree.budget.entry()?;
@@ -162,9 +175,19 @@ impl<'e, 'a, R: Read> Item<'e, 'a, R> {
         Ok(true)
     }
 
-    fn is_whiteout(&self) -> anyhow::Result<bool> {
+    fn keeps_device(&self, nodes: Nodes) -> anyhow::Result<bool> {
+        let is_char = self.entry.header().entry_type() == EntryType::Char;
+        Ok(match nodes {
+            Nodes::None => false,
+            Nodes::Whiteouts => is_char && self.device()? == 0,
+            Nodes::Devices => self.device()? != 0,
+        })
+    }
+
+    fn device(&self) -> anyhow::Result<u64> {
         let header = self.entry.header();
-        Ok(header.device_major()? == Some(0) && header.device_minor()? == Some(0))
+        let number = |found: io::Result<Option<u32>>| Ok::<_, io::Error>(found?.unwrap_or(0));
+        Ok(rustix::fs::makedev(number(header.device_major())?, number(header.device_minor())?))
     }
 
     fn file(&mut self, path: &Path, tree: &mut Tree, keep: Keep) -> anyhow::Result<()> {

@@ -12,7 +12,7 @@ use tar::{Builder, EntryType, Header};
 use tempfile::TempDir;
 
 use super::*;
-use crate::desired::{Layer, LayerSource};
+use crate::desired::{Kept, Layer, LayerSource};
 use crate::root::{is_root, layers};
 
 /// A header with the path and link target as they are given, which the tar crate would refuse.
@@ -76,10 +76,14 @@ impl Place {
     }
 
     fn unpack(&self, bytes: &[u8], sha256: Option<String>) -> anyhow::Result<PathBuf> {
+        self.unpack_with(bytes, sha256, Kept::default())
+    }
+
+    fn unpack_with(&self, bytes: &[u8], sha256: Option<String>, kept: Kept) -> anyhow::Result<PathBuf> {
         let path = self.directory.path().join("base.tar");
         fs::write(&path, bytes)?;
         let id = format!("sha256-{}", hex(&Sha256::digest(bytes)));
-        let layer = Layer { id, source: LayerSource::Tar { path, sha256, setuid: true } };
+        let layer = Layer { id, source: LayerSource::Tar { path, sha256, kept } };
         layers::tests::ensure(&self.directory.path().join("state"), &layer, &|line| eprintln!("{line}"))
     }
 
@@ -265,6 +269,73 @@ fn capabilities_and_overlay_marks_are_dropped() {
     let mut names = vec![0; 1024];
     let length = rustix::fs::listxattr(root.join("f"), names.as_mut_slice()).expect("a list");
     assert_eq!(names[..length], *b"user.kept\0");
+}
+
+/// One file with this attribute.
+fn with_attribute(name: &str, value: &[u8]) -> Vec<u8> {
+    let mut builder = Builder::new(Vec::new());
+    let record = [(&*format!("SCHILY.xattr.{name}"), value)];
+    builder.append_pax_extensions(record).expect("an archive in memory");
+    let (header, contents) = file("f", "x");
+    builder.append(&header, contents).expect("an archive in memory");
+    builder.into_inner().expect("an archive in memory")
+}
+
+const NET_RAW: &[u8] = b"\0\0\0\x02\0\x20\0\0\0\0\0\0\0\0\0\0\0\0\0\0";
+
+#[test]
+fn what_the_template_asks_for_is_kept() {
+    if !is_root("what_the_template_asks_for_is_kept") {
+        return;
+    }
+    let device = |path, kind, major| {
+        changed(other(path, kind, ""), |h| {
+            h.set_device_major(major).expect("a GNU header");
+            h.set_device_minor(3).expect("a GNU header");
+        })
+    };
+    let no_whiteout = changed(other("hides", EntryType::Char, ""), |h| {
+        h.set_device_major(0).and_then(|()| h.set_device_minor(0)).expect("a GNU header");
+    });
+    let parts = [
+        device("sda", EntryType::Block, 8),
+        device("null", EntryType::Char, 1),
+        no_whiteout,
+        other("pipe", EntryType::Fifo, ""),
+        changed(file("su", "x"), |h| h.set_mode(0o6755)),
+    ];
+    let place = Place::new();
+    let kept = Kept { setuid: false, devices: true, capabilities: true };
+    let root = place.unpack_with(&archive(&parts), None, kept).expect("a layer");
+    let mut found = BTreeMap::new();
+    listing(&root, Path::new(""), &mut found);
+    let found: Vec<(&str, &str)> = found.iter().map(|(path, shown)| (&**path, &**shown)).collect();
+    assert_eq!(found, [("null", "20644 0"), ("pipe", "10644 0"), ("sda", "60644 0"), ("su", "100755 0")]);
+    assert_eq!(fs::metadata(root.join("null")).expect("a node").rdev(), rustix::fs::makedev(1, 3));
+    let place = Place::new();
+    let kept = Kept { capabilities: true, ..Kept::default() };
+    let root = place.unpack_with(&with_attribute(CAPABILITY, NET_RAW), None, kept).expect("a layer");
+    let mut value = [0; 20];
+    rustix::fs::getxattr(root.join("f"), CAPABILITY, &mut value[..]).expect("a capability");
+    assert_eq!(value, NET_RAW);
+}
+
+#[test]
+fn nobody_outside_is_given_anything() {
+    if !is_root("nobody_outside_is_given_anything") {
+        return;
+    }
+    let kept = Kept { capabilities: true, ..Kept::default() };
+    let of_another = [&NET_RAW[..3], b"\x03", &NET_RAW[4..], &100_000_u32.to_le_bytes()].concat();
+    let list = [&[2, 0, 0, 0, 2, 0, 7, 0][..], &100_000_u32.to_le_bytes()].concat();
+    for (name, value, expect) in [
+        (CAPABILITY, &of_another, "its capabilities: 100000 is outside of the ids 0 to 65535"),
+        ("system.posix_acl_access", &list, "its ACL: 100000 is outside"),
+        (CAPABILITY, &b"short".to_vec(), "its capabilities: too short"),
+    ] {
+        let error = Place::new().unpack_with(&with_attribute(name, value), None, kept).expect_err(expect);
+        assert!(format!("{error:#}").contains(expect), "{error:#}");
+    }
 }
 
 #[test]

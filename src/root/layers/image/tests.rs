@@ -8,6 +8,7 @@ use serde_json::{Value, json};
 use tempfile::TempDir;
 
 use super::*;
+use crate::desired::Kept;
 use crate::root::is_root;
 use crate::root::layers;
 use crate::template::{Base, Template};
@@ -96,12 +97,12 @@ impl Layout {
 
     /// Builds all its layers; topmost first, as directories.
     fn build(&self) -> anyhow::Result<Vec<PathBuf>> {
-        self.build_from(&self.path(), true)
+        self.build_from(&self.path(), Kept::default())
     }
 
-    fn build_from(&self, path: &Path, setuid: bool) -> anyhow::Result<Vec<PathBuf>> {
+    fn build_from(&self, path: &Path, kept: Kept) -> anyhow::Result<Vec<PathBuf>> {
         let base = Base::Oci { path: path.to_owned(), reference: None };
-        let mut template = Template { base, setuid, ..Template::host(String::new()) };
+        let mut template = Template { base, kept, ..Template::host(String::new()) };
         layers::look(&mut template)?;
         let all = std::collections::BTreeMap::from([("it".to_owned(), template)]);
         let wanted = crate::template::layers(&all, "it").expect("a good template");
@@ -202,10 +203,11 @@ fn an_archive_of_a_layout_is_the_layout() {
     let layout = Layout::of(&[gzip(&tar_of(&[("bin/", ""), ("bin/su", "x")]))]);
     let from_directory = layout.build().expect("a layer");
     let archive = as_archive(&layout);
-    assert_eq!(layout.build_from(&archive, true).expect("the same"), from_directory);
+    assert_eq!(layout.build_from(&archive, Kept::default()).expect("the same"), from_directory);
     let mode = |path: &Path| fs::metadata(path.join("bin/su")).expect("a file").permissions().mode() & 0o7777;
     assert_eq!(mode(&from_directory[0]), 0o4755);
-    let plain = layout.build_from(&archive, false).expect("another layer");
+    let plain =
+        layout.build_from(&archive, Kept { setuid: false, ..Kept::default() }).expect("another layer");
     assert_eq!(mode(&plain[0]), 0o755);
     fs::write(layout.directory.path().join("image.tar.gz"), gzip(&fs::read(archive).expect("it")))
         .expect("it");
@@ -240,16 +242,16 @@ fn a_docker_archive_is_known_by_its_configuration() {
     let (layout, path) = archive(&digest(&layer), "../real.tar");
     assert_eq!(look(&path, Some("it:1")).expect("an image").run.command, ["/x"]);
     assert!(look(&path, Some("it:2")).expect_err("no such tag").to_string().contains("`it:1`"));
-    let built = layout.build_from(&path, true).expect("a layer");
+    let built = layout.build_from(&path, Kept::default()).expect("a layer");
     assert_eq!(fs::read(built[0].join("motd")).expect("a file"), b"hi");
     let (layout, path) = archive(&"0".repeat(64), "../real.tar");
-    let error = format!("{:#}", layout.build_from(&path, true).expect_err("another digest"));
+    let error = format!("{:#}", layout.build_from(&path, Kept::default()).expect_err("another digest"));
     assert!(error.contains("it has the sha256"), "{error}");
     let (layout, path) = archive(&digest(&layer), "../l/layer.tar");
-    let error = format!("{:#}", layout.build_from(&path, true).expect_err("a circle"));
+    let error = format!("{:#}", layout.build_from(&path, Kept::default()).expect_err("a circle"));
     assert!(error.contains("circle of links"), "{error}");
     let (layout, path) = archive(&digest(&layer), "../../../../../../etc/passwd");
-    let error = format!("{:#}", layout.build_from(&path, true).expect_err("outside"));
+    let error = format!("{:#}", layout.build_from(&path, Kept::default()).expect_err("outside"));
     assert!(error.contains("is missing"), "{error}");
 }
 

@@ -3,9 +3,12 @@
 use std::ffi::OsStr;
 use std::fs::File;
 use std::os::fd::{AsFd, BorrowedFd};
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, ensure};
 use rustix::fs::{AtFlags, Gid, Mode, Timespec, Timestamps, Uid, XattrFlags};
+
+use crate::root::copy::Owners;
 
 /// The largest owner; a jail's range of ids ends there.
 const ID_MAX: u64 = 65_535;
@@ -39,12 +42,25 @@ pub fn own(entry: impl AsFd, metadata: Metadata) -> anyhow::Result<()> {
     rustix::fs::fchmod(&entry, Mode::from(metadata.mode & 0o7777)).context("chmod")
 }
 
+/// A directory's default access list, which is set when all is in it.
+const DEFAULT_LIST: &str = "system.posix_acl_default";
+
+/// The ids in them are checked as owners are.
 pub fn set_attributes(entry: impl AsFd, attributes: &[Attribute]) -> anyhow::Result<()> {
-    for (name, value) in attributes {
-        rustix::fs::fsetxattr(&entry, name, value, XattrFlags::empty())
-            .with_context(|| format!("set the attribute {name}"))?;
-    }
-    Ok(())
+    let now = attributes.iter().filter(|(name, _)| name != DEFAULT_LIST);
+    now.into_iter().try_for_each(|attribute| set_attribute(&entry, attribute))
+}
+
+pub fn set_attribute(entry: impl AsFd, (name, value): &Attribute) -> anyhow::Result<()> {
+    let value = Owners::Shifted { from: 0, to: 0 }.attribute(OsStr::new(name), value.clone())?;
+    rustix::fs::fsetxattr(&entry, name, &value, XattrFlags::empty())
+        .with_context(|| format!("set the attribute {name}"))
+}
+
+/// The default access list that a directory is to get, with its path.
+pub fn default_list(path: &Path, attributes: &[Attribute]) -> Option<(PathBuf, Attribute)> {
+    let list = attributes.iter().find(|(name, _)| name == DEFAULT_LIST)?;
+    Some((path.to_owned(), list.clone()))
 }
 
 pub fn chown_link(parent: BorrowedFd<'_>, name: &OsStr, metadata: Metadata) -> anyhow::Result<()> {

@@ -12,7 +12,7 @@ use rustix::pipe::PipeFlags;
 use serde_json::json;
 
 use super::progress::Progress;
-use super::{DONE, Options, output};
+use super::{DONE, Options, output, snapshot};
 use crate::desired::Desired;
 use crate::execute::{self, Host};
 use crate::jail::JailName;
@@ -21,8 +21,9 @@ use crate::limits::Cgroup;
 use crate::live::JailState;
 use crate::root::export::{self, Written};
 use crate::root::manifest::Manifest;
-use crate::root::{Volume, snapshot};
+use crate::root::{Volume, changes, layers, snapshot as books};
 use crate::storage::Kind;
+use crate::sys::file;
 use crate::sys::process::{self, Cloned};
 use crate::template::{self, Base};
 use crate::{probe, source, status};
@@ -35,6 +36,16 @@ pub struct Export {
     /// Where to, or - for standard output
     #[arg(default_value = "-", value_name = "FILE")]
     pub file: PathBuf,
+    /// A snapshot instead of what the jail has now
+    #[arg(long, value_name = "LABEL")]
+    pub snapshot: Option<String>,
+}
+
+/// What goes along of a jail, and what is said of it.
+struct Parts {
+    manifest: Manifest,
+    /// Topmost first.
+    writes: Vec<OwnedFd>,
 }
 
 pub fn export(options: &Options, asked: &Export) -> Result<i32> {
@@ -48,20 +59,29 @@ pub fn export(options: &Options, asked: &Export) -> Result<i32> {
     let host = Host::open(desired.host.clone())?;
     process::catch_interrupt()?;
     process::ignore_pipe_signal();
+    process::raise_descriptor_limit().context("raise the limit of open files")?;
     let lock = lock::jail(&host.journal.paths, &name)?;
+    execute::snapshot::settle(&host, &name)?;
     let jail = probe::one(&host.journal, &host.config, &host.hierarchies, &name)?;
     ensure!(jail.state != JailState::Partial, "{name}: its start or stop was cut off: apply first");
-    let runs = matches!(jail.state, JailState::Up | JailState::Orphaned);
-    let (manifest, writes) = manifest(options, &host, &desired, &name)?;
+    let runs = matches!(jail.state, JailState::Up | JailState::Orphaned) && asked.snapshot.is_none();
+    let Parts { manifest, writes } = parts(options, &host, &desired, (&name, asked.snapshot.as_deref()))?;
     let definition = std::fs::read(&desired.jails[&name].file).context("read the definition")?;
     let progress = Progress::new(options, name.as_str(), Some(manifest.bytes))?;
     let cgroup = execute::cgroup(&host, &name)?;
     let frozen = if runs { Some(Frozen::new(&cgroup)?) } else { None };
-    if let Some(writes) = &writes {
+    for writes in &writes {
         rustix::fs::syncfs(writes).context("flush the jail's files")?;
     }
     let templates = host.config.paths.config.join("templates");
-    let all = export::Export { manifest: &manifest, definition: &definition, templates: &templates, writes };
+    let layers = layers(&host, &manifest)?;
+    let all = export::Export {
+        manifest: &manifest,
+        definition: &definition,
+        templates: &templates,
+        layers,
+        writes,
+    };
     let mut pause = None;
     let packed = || pause = frozen.map(Frozen::end);
     let written = to(&asked.file, |out| export::write(all, out, &|bytes| progress.add(bytes), packed))?;
@@ -87,13 +107,13 @@ fn report(options: &Options, manifest: &Manifest, written: &Written, pause: Opti
     eprintln!("{}: exported, {entries} files of its own, {size}{paused}", manifest.name);
 }
 
-/// What the archive says, and the jail's own writes.
-fn manifest(
+/// What the archive says, and the jail's own writes: those of a snapshot, or of now.
+fn parts(
     options: &Options,
     host: &Host,
     desired: &Desired,
-    name: &JailName,
-) -> Result<(Manifest, Option<OwnedFd>)> {
+    (name, label): (&JailName, Option<&str>),
+) -> Result<Parts> {
     let Some(wanted) = desired.jails.get(name) else {
         let reason = desired.broken.get(name).map_or("it is not defined", String::as_str);
         bail!("{name}: {reason}");
@@ -109,31 +129,48 @@ fn manifest(
         };
         templates.push(JailName::new(&own).map_err(|e| anyhow!(e))?);
     }
+    let snapshot = label.map(|label| snapshot::find(host, name, label)).transpose()?;
     let journal = &host.journal;
-    // What a snapshot has set aside belongs to the jail too: half of a jail is no export of it.
-    let aside = snapshot::base(&journal.paths.state, name)?;
-    ensure!(aside.is_empty(), "{name}: a snapshot keeps a part of its files, which does not go along yet");
     let number = ids::recorded(&journal.state_dir(name))?;
     let first_id = number.map_or(0, |number| ids::first(host.config.ids, number));
-    let volume = Volume::open(&journal.paths.state, name)?;
+    let shift = wanted.jail.security.userns;
+    let state = &journal.paths.state;
+    let chain = snapshot.as_ref().map_or_else(|| books::base(state, name), |own| Ok(own.chain.clone()))?;
+    let volume = if snapshot.is_some() { None } else { Volume::open(state, name)? };
     let kind = volume.as_ref().map_or(Kind::Overlay, Volume::kind);
-    let shift = if wanted.jail.security.userns { first_id } else { 0 };
-    let writes = volume.map(|volume| export::own_writes(&volume, shift)).transpose()?;
-    let measured = writes.as_ref().map(export::measure).transpose().context("look at the jail's files")?;
-    let (entries, bytes) = measured.unwrap_or_default();
+    let upper = volume.map(|volume| export::own_writes(&volume, if shift { first_id } else { 0 }));
+    let aside = changes::own_lowers(state, &chain)?;
+    let aside = aside.iter().map(|lower| export::set_aside(lower, shift));
+    let writes = upper.into_iter().chain(aside).collect::<Result<Vec<_>>>()?;
+    let measured = writes.iter().map(export::measure).collect::<Result<Vec<_>>>();
+    let measured = measured.context("look at the jail's files")?;
+    let (entries, bytes) = measured.iter().fold((0, 0), |a, b| (a.0 + b.0, a.1 + b.1));
+    let wanted_layers = || wanted.root.layers.iter().map(|layer| layer.id.clone()).collect();
     let manifest = Manifest {
         schema: Manifest::schema(),
         version: env!("CARGO_PKG_VERSION").to_owned(),
         name: name.clone(),
         templates,
-        layers: wanted.root.layers.iter().map(|layer| layer.id.clone()).collect(),
+        layers: snapshot.as_ref().map_or_else(wanted_layers, |snapshot| snapshot.layers.clone()),
         storage: kind,
         first_id,
-        snapshot: None,
+        snapshot: snapshot.map(|snapshot| snapshot.label),
         entries,
         bytes,
     };
-    Ok((manifest, writes))
+    Ok(Parts { manifest, writes })
+}
+
+/// The layers that the archive speaks of; none where one is not here.
+fn layers(host: &Host, manifest: &Manifest) -> Result<Option<Vec<OwnedFd>>> {
+    let state = &host.journal.paths.state;
+    if !manifest.layers.iter().all(|id| layers::is_built(state, id)) {
+        return Ok(None);
+    }
+    let open = |id: &String| {
+        file::open_directory(&layers::path(state, id)).with_context(|| format!("open layer {id}"))
+    };
+    manifest.layers.iter().map(open).collect::<Result<Vec<_>>>().map(Some)
 }
 
 /// A jail whose processes stand still until this is ended, or this process is, however it ends:

@@ -327,9 +327,14 @@ impl Job<'_> {
         }
         let (entries, size) = (manifest.entries, status::size(manifest.bytes));
         let mut text = format!(
-            "{}: {} as exported by stockade {}, {entries} files of its own, {size}\n",
+            "{}: {}{} as exported by stockade {}, {entries} files of its own, {size}\n",
             made.name,
             manifest.name,
+            manifest
+                .snapshot
+                .as_ref()
+                .map(|label| format!(", snapshot {}", plain(label)))
+                .unwrap_or_default(),
             manifest.version.escape_debug()
         );
         let mut block = |title: &str, lines: &[String]| {
@@ -350,7 +355,7 @@ impl Job<'_> {
         let writes: Vec<String> = found.writes.iter().map(|path| path.display().to_string()).collect();
         json!({
             "name": made.name, "from": manifest.name, "version": manifest.version,
-            "entries": manifest.entries, "bytes": manifest.bytes, "imported": !self.asked.dry_run,
+            "snapshot": manifest.snapshot, "entries": manifest.entries, "bytes": manifest.bytes, "imported": !self.asked.dry_run,
             "writes": writes, "missing": found.missing, "reaches": found.reaches, "conflicts": found.conflicts,
         })
     }

@@ -22,7 +22,7 @@ use crate::sys::file;
 const CHANGES_MAX: usize = 10_000_000;
 /// Bytes compared at a time.
 const CHUNK: usize = 1 << 16;
-const OPAQUE: &str = "trusted.overlay.opaque";
+pub(super) const OPAQUE: &str = "trusted.overlay.opaque";
 const INSIDE: ResolveFlags =
     ResolveFlags::BENEATH.union(ResolveFlags::NO_SYMLINKS).union(ResolveFlags::NO_XDEV);
 
@@ -216,7 +216,7 @@ fn list(directory: &OwnedFd) -> Result<Vec<OsString>> {
     file::names(directory, CHANGES_MAX).context("list")
 }
 
-fn is_opaque(directory: &OwnedFd) -> bool {
+pub(super) fn is_opaque(directory: &OwnedFd) -> bool {
     let mut value = [0_u8; 8];
     matches!(rustix::fs::fgetxattr(directory, OPAQUE, &mut value[..]), Ok(1) if value[0] == b'y')
 }

@@ -9,7 +9,9 @@ use rustix::fs::{AtFlags, FileType, OFlags};
 use rustix::io::Errno;
 use sha2::{Digest, Sha256};
 
+use super::changes::OwnLower;
 use super::manifest::{CHECKSUM, DEFINITION, MANIFEST, Manifest, TEMPLATES, WRITES};
+use super::pack::stack::Stack;
 use super::pack::{Keep, Pack};
 use super::volume::Volume;
 use crate::storage::Kind;
@@ -27,8 +29,10 @@ pub struct Export<'e> {
     pub definition: &'e [u8],
     /// Below the config directory, one a template that has a directory.
     pub templates: &'e Path,
-    /// The jail's own writes, as [`own_writes`] gives them; none if it has not written any.
-    pub writes: Option<OwnedFd>,
+    /// The layers below it, topmost first, where all of them are here.
+    pub layers: Option<Vec<OwnedFd>>,
+    /// The jail's own writes, topmost first: each as [`own_writes`] and [`set_aside`] give them.
+    pub writes: Vec<OwnedFd>,
 }
 
 /// What has become of it.
@@ -49,6 +53,14 @@ pub fn own_writes(volume: &Volume, first_id: u32) -> Result<OwnedFd> {
     // A thick root is shifted as a whole by the jail's own mount of it.
     let first_id = if volume.kind() == Kind::Directory { 0 } else { first_id };
     shifted(volume.directory(), part(volume.kind()), first_id)
+}
+
+/// What a snapshot has set aside, likewise.
+pub fn set_aside(lower: &OwnLower, shift: bool) -> Result<OwnedFd> {
+    let (above, name) = (lower.path.parent(), lower.path.file_name());
+    let (above, name) = above.zip(name).context("changes have no place")?;
+    let above = file::open_directory(above).with_context(|| format!("open {}", above.display()))?;
+    shifted(above.as_fd(), &name.to_string_lossy(), if shift { lower.first_id } else { 0 })
 }
 
 /// `name` of `directory`, in whose files `first_id` and up are the ids 0 and up of what is seen.
@@ -120,10 +132,14 @@ pub fn write(
         pack.directory(&directory, &Path::new(TEMPLATES).join(name.as_str()))
             .with_context(|| format!("pack {}", path.display()))?;
     }
-    if let Some(writes) = export.writes {
+    let writes: Vec<BorrowedFd<'_>> = export.writes.iter().map(AsFd::as_fd).collect();
+    if !writes.is_empty() {
         pack.forget_names();
         let name = Path::new(WRITES).join(part(export.manifest.storage));
-        pack.directory(&writes, &name).context("pack the jail's files")?;
+        let base: Option<Vec<BorrowedFd<'_>>> =
+            export.layers.as_ref().map(|layers| layers.iter().map(AsFd::as_fd).collect());
+        let stack = Stack { own: &writes, base: base.as_deref() };
+        pack.merged(stack, &name).context("pack the jail's files")?;
     }
     packed();
     let sha256 = hex(&pack.out().digest.clone().finalize());

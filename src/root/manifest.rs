@@ -36,7 +36,8 @@ pub struct Manifest {
     pub first_id: u32,
     /// The snapshot it was taken from.
     pub snapshot: Option<String>,
-    /// Of its own writes, counted before they were packed.
+    /// Of its own writes, counted before they were packed; what snapshots have set aside is counted
+    /// with what now lies over it.
     pub entries: u64,
     pub bytes: u64,
 }

@@ -4,7 +4,9 @@
 //! Long names are written as GNU tar does, attributes, holes and times finer than a second as PAX
 //! records, so that other programs read the stream too.
 
-use std::collections::HashMap;
+pub mod stack;
+
+use std::collections::{BTreeMap, HashMap};
 use std::ffi::{OsStr, OsString};
 use std::fs::File;
 use std::io::{self, Read, Write};
@@ -19,11 +21,14 @@ use tar::{Builder, EntryType, Header};
 use super::layers::copied::open_regular;
 use super::layers::tree::DEPTH_MAX;
 use crate::sys::{file, mount};
+use stack::Stack;
 
 /// Entries of one directory.
 const NAMES_MAX: usize = 10_000_000;
 /// Stretches of data in one sparse file; with more it is packed whole.
 const STRETCHES_MAX: usize = 1 << 16;
+/// How a directory is marked that hides what is below it.
+const OPAQUE_RECORD: &str = "SCHILY.xattr.trusted.overlay.opaque";
 /// Bytes that the `told` function hears of at a time.
 const CHUNK: usize = 1 << 20;
 /// What the kernel shows there is no file, and reading some of it acts or waits.
@@ -112,61 +117,74 @@ impl<'p, W: Write> Pack<'p, W> {
 
     /// Packs `name` of `parent`, with all below it, as `path`.
     pub fn entry(&mut self, parent: BorrowedFd<'_>, name: &OsStr, path: &Path) -> anyhow::Result<()> {
-        self.any(parent, name, path, 0)
+        self.any(Stack::of(&[parent]), name, path, 0)
     }
 
     /// Packs what is in `directory`, each below `path`.
     pub fn inner(&mut self, directory: &OwnedFd, path: &Path) -> anyhow::Result<()> {
-        self.children(directory, path, rustix::fs::fstat(directory).context("stat")?.st_dev, 0)
+        self.children(Stack::of(&[directory.as_fd()]), path, 0)
     }
 
     /// Packs the directory itself, and what is in it.
     pub fn directory(&mut self, directory: &OwnedFd, path: &Path) -> anyhow::Result<()> {
-        let stat = rustix::fs::fstat(directory).context("stat")?;
-        self.directory_entry(directory, path, &stat)?;
-        self.children(directory, path, stat.st_dev, 0)
+        self.merged(Stack::of(&[directory.as_fd()]), path)
+    }
+
+    /// Packs directories that lie on each other as the one that overlayfs would show in their
+    /// place: what they hide of those below stays hidden.
+    pub fn merged(&mut self, stack: Stack<'_>, path: &Path) -> anyhow::Result<()> {
+        self.directory_entry(stack.own[0], path, false)?;
+        self.children(stack, path, 0)
     }
 
     /// Packs the directory itself alone.
     pub fn directory_alone(&mut self, directory: &OwnedFd, path: &Path) -> anyhow::Result<()> {
-        let stat = rustix::fs::fstat(directory).context("stat")?;
-        self.directory_entry(directory, path, &stat)
+        self.directory_entry(directory.as_fd(), path, false)
     }
 
-    /// The recursion is bounded by `DEPTH_MAX`.
-    fn any(&mut self, parent: BorrowedFd<'_>, name: &OsStr, path: &Path, depth: usize) -> anyhow::Result<()> {
+    /// `name` of the topmost of `stack`, and what the others have to add to it. The recursion is
+    /// bounded by `DEPTH_MAX`.
+    fn any(&mut self, stack: Stack<'_>, name: &OsStr, path: &Path, depth: usize) -> anyhow::Result<()> {
         ensure!(!crate::execute::interrupted(), "interrupted");
-        let shown = || path.display().to_string();
+        let (parent, shown) = (stack.own[0], || path.display().to_string());
         let stat = rustix::fs::statat(parent, name, AtFlags::SYMLINK_NOFOLLOW).with_context(shown)?;
-        if FileType::from_raw_mode(stat.st_mode).is_dir() {
+        let kind = FileType::from_raw_mode(stat.st_mode);
+        if kind.is_dir() {
             ensure!(depth <= DEPTH_MAX, "{} is more than {DEPTH_MAX} directories deep", path.display());
             let directory = file::open_child(parent, name).with_context(shown)?;
-            let stat = rustix::fs::fstat(&directory).with_context(shown)?;
-            self.directory_entry(&directory, path, &stat).with_context(shown)?;
-            return self.children(&directory, path, stat.st_dev, depth);
+            let merged = stack.merge(directory, name).with_context(shown)?;
+            self.directory_entry(merged.own[0].as_fd(), path, merged.hides).with_context(shown)?;
+            let own: Vec<BorrowedFd<'_>> = merged.own.iter().map(AsFd::as_fd).collect();
+            let base: Option<Vec<BorrowedFd<'_>>> =
+                merged.base.as_ref().map(|base| base.iter().map(AsFd::as_fd).collect());
+            return self.children(Stack { own: &own, base: base.as_deref() }, path, depth);
+        }
+        if stack.base.is_some_and(<[_]>::is_empty) && kind.is_char_device() && stat.st_rdev == 0 {
+            return Ok(());
         }
         self.other(&Found { parent, name, path, stat }).with_context(shown)
     }
 
-    fn children(
-        &mut self,
-        directory: &OwnedFd,
-        path: &Path,
-        device: u64,
-        depth: usize,
-    ) -> anyhow::Result<()> {
+    fn children(&mut self, stack: Stack<'_>, path: &Path, depth: usize) -> anyhow::Result<()> {
+        let directory = stack.own[0];
+        let device = rustix::fs::fstat(directory).context("stat")?.st_dev;
         if self.device != Some(device) {
-            if OF_THE_KERNEL.contains(&mount::file_system_type(directory.as_fd()).context("statfs")?) {
+            if OF_THE_KERNEL.contains(&mount::file_system_type(directory).context("statfs")?) {
                 self.left_out.push(path.to_owned());
                 return Ok(());
             }
             self.device = Some(device);
         }
-        let listed = file::names(directory, NAMES_MAX);
-        let mut names = listed.with_context(|| format!("list {}", path.display()))?;
-        names.sort_unstable();
-        for name in names {
-            match self.any(directory.as_fd(), &name, &path.join(&name), depth + 1) {
+        let mut names: BTreeMap<OsString, usize> = BTreeMap::new();
+        for (level, directory) in stack.own.iter().enumerate() {
+            let listed = file::names(directory, NAMES_MAX);
+            for name in listed.with_context(|| format!("list {}", path.display()))? {
+                names.entry(name).or_insert(level);
+            }
+        }
+        for (name, level) in names {
+            let stack = Stack { own: &stack.own[level..], ..stack };
+            match self.any(stack, &name, &path.join(&name), depth + 1) {
                 // Removed between the listing and the look.
                 Err(error) if is_gone(&error) && self.keep != Keep::Everything => {}
                 other => other?,
@@ -175,9 +193,11 @@ impl<'p, W: Write> Pack<'p, W> {
         Ok(())
     }
 
-    fn directory_entry(&mut self, directory: &OwnedFd, path: &Path, stat: &Stat) -> anyhow::Result<()> {
-        let mut header = self.header(stat, EntryType::Directory);
-        self.records(directory, stat, &[])?;
+    fn directory_entry(&mut self, directory: BorrowedFd<'_>, path: &Path, hides: bool) -> anyhow::Result<()> {
+        let stat = rustix::fs::fstat(directory).context("stat")?;
+        let mut header = self.header(&stat, EntryType::Directory);
+        let hidden: [(&str, &[u8]); 1] = [(OPAQUE_RECORD, b"y")];
+        self.records(directory, &stat, if hides { &hidden } else { &[] })?;
         self.out.append_data(&mut header, path, io::empty()).context("write")
     }
 

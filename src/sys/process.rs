@@ -295,6 +295,13 @@ pub fn end_by_pipe_signal() {
     }
 }
 
+/// Lets this process open as many files as its hard limit says.
+pub fn raise_descriptor_limit() -> std::io::Result<()> {
+    use rustix::process::{Resource, getrlimit, setrlimit};
+    let limit = getrlimit(Resource::Nofile);
+    Ok(setrlimit(Resource::Nofile, rustix::process::Rlimit { current: limit.maximum, ..limit })?)
+}
+
 /// Writing to a reader that has gone is an error like others, for those who have more to say then.
 pub fn ignore_pipe_signal() {
     // SAFETY: SIG_IGN installs no code of ours, and SIGPIPE may be ignored.

@@ -108,18 +108,43 @@ fn a_thick_root_and_an_image_move_too() {
     }
 }
 
+/// Over what a snapshot has set aside: names taken away and taken again, as another kind too.
+const OVER: &str = "cd /srv; rm d/f; rm -rf e; mkdir e; echo new > e/new; mkdir /etc/motd; echo x > /etc/motd/x; \
+    echo n > /opt/n; rm -rf dir; echo file > dir; rm file; mkdir file; echo y > file/y; rm back; echo more >> d/hard";
+const UNDER: &str =
+    "cd /srv; mkdir e dir; echo old > e/old; echo d > dir/d; echo f > file; echo b > back; echo k > keep";
+const ALL: &str =
+    "cd /srv; find /srv /opt /etc/motd 2>&1 | sort; cat e/* dir* file* d/hard /opt/* keep 2>&1 || true";
+
 #[test]
-fn half_of_a_jail_is_not_exported() {
+fn a_jail_on_snapshots_moves_whole_and_so_does_a_snapshot() {
     let Some(machine) = Machine::new() else { return };
     let file = exported(&machine);
+    machine.inside("a", UNDER);
+    let then = machine.inside("a", ALL) + &machine.inside("a", LOOK);
     // A snapshot of a jail that is down sets its files aside.
     machine.good(&["stop", "a"]);
     machine.good(&["snapshot", "a", "one"]);
-    let said = machine.status(&["export", "a", &text(&file)], 1);
-    assert!(said.contains("a snapshot keeps a part of its files"), "{said}");
-    let out = machine.path().join("f");
-    machine.good(&["cp", "a:/srv/d/f", &text(&out)]);
-    assert_eq!(std::fs::read_to_string(out).unwrap(), "own\n");
+    machine.good(&["start", "a"]);
+    machine.inside("a", OVER);
+    machine.good(&["stop", "a"]);
+    machine.good(&["snapshot", "a", "two"]);
+    machine.good(&["start", "a"]);
+    machine.inside("a", "mkdir /srv/back; echo z > /srv/e/z");
+    let now = machine.inside("a", ALL);
+    machine.good(&["export", "a", &text(&file)]);
+    machine.good(&["import", &text(&file), "b"]);
+    let old = machine.path().join("old.tar.zst");
+    machine.good(&["export", "--snapshot", "one", "a", &text(&old)]);
+    let said = machine.good(&["import", "-n", &text(&old), "c"]);
+    assert!(said.contains("snapshot one"), "{said}");
+    machine.good(&["import", &text(&old), "c"]);
+    machine.good(&["apply"]);
+    assert_eq!(machine.inside("b", ALL), now);
+    assert_eq!(machine.inside("c", ALL) + &machine.inside("c", LOOK), then);
+    assert!(
+        machine.status(&["export", "--snapshot", "on", "a", &text(&old)], 1).contains("did you mean `one`")
+    );
 }
 
 #[test]

@@ -18,6 +18,7 @@ use anyhow::{Context, bail, ensure};
 use rustix::fs::{AtFlags, FileType, SeekFrom, Stat};
 use tar::{Builder, EntryType, Header};
 
+use super::layers::archive::BLOCK;
 use super::layers::copied::open_regular;
 use super::layers::tree::DEPTH_MAX;
 use crate::sys::{file, mount};
@@ -29,8 +30,8 @@ const NAMES_MAX: usize = 10_000_000;
 const STRETCHES_MAX: usize = 1 << 16;
 /// How a directory is marked that hides what is below it.
 const OPAQUE_RECORD: &str = "SCHILY.xattr.trusted.overlay.opaque";
-/// Bytes that the `told` function hears of at a time.
-const CHUNK: usize = 1 << 20;
+/// Bytes read at a time, and that the `told` function hears of.
+const CHUNK: usize = 256 << 10;
 /// What the kernel shows there is no file, and reading some of it acts or waits.
 const OF_THE_KERNEL: &[i64] = &[
     libc::PROC_SUPER_MAGIC,
@@ -76,6 +77,8 @@ pub struct Pack<'p, W: Write> {
     told: &'p dyn Fn(u64),
     /// The last file system that was found to be none of the kernel's own.
     device: Option<u64>,
+    /// What files are read into.
+    buffer: Vec<u8>,
 }
 
 /// One entry: where it is and what it was when it was looked at.
@@ -89,7 +92,15 @@ struct Found<'f> {
 impl<'p, W: Write> Pack<'p, W> {
     /// `told` hears of bytes that went into the stream.
     pub fn new(out: W, keep: Keep, told: &'p dyn Fn(u64)) -> Self {
-        Self { out: Builder::new(out), keep, names: HashMap::new(), left_out: Vec::new(), told, device: None }
+        Self {
+            out: Builder::new(out),
+            keep,
+            names: HashMap::new(),
+            left_out: Vec::new(),
+            told,
+            device: None,
+            buffer: vec![0; CHUNK],
+        }
     }
 
     /// Names of files are not the same ones any more: another tree follows.
@@ -268,7 +279,23 @@ impl<'p, W: Write> Pack<'p, W> {
         self.records(&file, &stat, &[])?;
         header.set_size(size);
         let mut contents = Exactly { file: &file, left: size, told: self.told };
-        self.out.append_data(&mut header, found.path, &mut contents).context("write")
+        self.out.append_data(&mut header, found.path, io::empty()).context("write")?;
+        self.contents(&mut contents)
+    }
+
+    /// What belongs behind a header, and the rest of its last block. The tar crate would read and
+    /// write it in small pieces.
+    fn contents(&mut self, contents: &mut dyn Read) -> anyhow::Result<()> {
+        let (out, mut size) = (self.out.get_mut(), 0);
+        loop {
+            let count = contents.read(&mut self.buffer).context("read")?;
+            if count == 0 {
+                break;
+            }
+            out.write_all(&self.buffer[..count]).context("write")?;
+            size += count;
+        }
+        out.write_all(&[0; BLOCK][..size.next_multiple_of(BLOCK) - size]).context("write")
     }
 
     /// GNU tar's form 1.0 of a file with holes: a map of what is data, then the data.
@@ -284,7 +311,7 @@ impl<'p, W: Write> Pack<'p, W> {
             map.push_str(&format!("{offset}\n{length}\n"));
         }
         let mut map = map.into_bytes();
-        map.resize(map.len().next_multiple_of(512), 0);
+        map.resize(map.len().next_multiple_of(BLOCK), 0);
         let real = stat.st_size.to_string();
         self.records(
             file,
@@ -300,7 +327,8 @@ impl<'p, W: Write> Pack<'p, W> {
         let mut header = self.fill(Header::new_ustar(), stat, EntryType::Regular);
         header.set_size(map.len() as u64 + parts.iter().map(|(_, length)| length).sum::<u64>());
         let mut contents = Stretches { map: &map, file, parts, done: 0, told: self.told };
-        self.out.append_data(&mut header, sparse_name(found.path), &mut contents).context("write")
+        self.out.append_data(&mut header, sparse_name(found.path), io::empty()).context("write")?;
+        self.contents(&mut contents)
     }
 
     fn header(&self, stat: &Stat, kind: EntryType) -> Header {
@@ -337,12 +365,20 @@ impl<'p, W: Write> Pack<'p, W> {
     }
 
     fn time_record(&mut self, stat: &Stat, records: Vec<(&str, &[u8])>) -> anyhow::Result<()> {
-        let time = format!("{}.{:09}", stat.st_mtime, stat.st_mtime_nsec);
-        let is_fine = stat.st_mtime_nsec != 0 && stat.st_mtime >= 0 && self.keep == Keep::Everything;
+        let time = time(stat.st_mtime, stat.st_mtime_nsec);
+        let is_fine = (stat.st_mtime_nsec != 0 || stat.st_mtime < 0) && self.keep == Keep::Everything;
         // Before the attributes: not every reader goes on behind a value with a newline.
         let first = is_fine.then_some(("mtime", time.as_bytes()));
         Ok(self.out.append_pax_extensions(first.into_iter().chain(records))?)
     }
+}
+
+/// Seconds with their fraction; before 1970 both count backwards.
+fn time(seconds: i64, nanoseconds: u64) -> String {
+    if seconds >= 0 || nanoseconds == 0 {
+        return format!("{seconds}.{nanoseconds:09}");
+    }
+    format!("-{}.{:09}", -(seconds + 1), 1_000_000_000 - nanoseconds)
 }
 
 fn is_gone(error: &anyhow::Error) -> bool {
@@ -403,6 +439,9 @@ impl Read for Exactly<'_> {
             return Err(io::Error::other("interrupted"));
         }
         let most = buffer.len().min(CHUNK).min(usize::try_from(self.left).unwrap_or(CHUNK));
+        if most == 0 {
+            return Ok(0);
+        }
         let mut count = self.file.read(&mut buffer[..most])?;
         if count == 0 {
             buffer[..most].fill(0);
@@ -441,5 +480,22 @@ impl Read for Stretches<'_> {
         let count = part.read(buffer)?;
         self.done += count as u64;
         Ok(count)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn times_before_1970_count_backwards() {
+        for (seconds, nanoseconds, expect) in [
+            (1, 250_000_000, "1.250000000"),
+            (-2, 500_000_000, "-1.500000000"),
+            (-1, 1, "-0.999999999"),
+            (-7, 0, "-7.000000000"),
+        ] {
+            assert_eq!(time(seconds, nanoseconds), expect);
+        }
     }
 }

@@ -10,6 +10,8 @@
 pub mod entry;
 mod pax;
 
+pub use pax::BLOCK;
+
 use std::ffi::OsStr;
 use std::fs::File;
 use std::io::{self, Read};

@@ -8,7 +8,7 @@ mod metadata;
 
 use std::ffi::{OsStr, OsString};
 use std::fs::File;
-use std::io::{self, Read};
+use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Component, Path, PathBuf};
 
@@ -32,6 +32,8 @@ pub const PATH_BYTES_MAX: usize = 4095;
 pub const NAME_BYTES_MAX: usize = 255;
 /// Bytes copied between two looks at the clock.
 const CHUNK: u64 = 4 << 20;
+/// Bytes read and written at a time.
+const BUFFER: usize = 256 << 10;
 
 /// What a regular file holds: `parts` of it, offset and length in ascending order, come from
 /// `data` one after the other, and the rest are holes.
@@ -54,6 +56,8 @@ pub struct Tree {
     defaults: Vec<(PathBuf, Attribute)>,
     /// What it has to say of the layers below it.
     below: Below,
+    /// What contents are read into.
+    buffer: Vec<u8>,
 }
 
 impl Tree {
@@ -67,6 +71,7 @@ impl Tree {
             directories: Vec::new(),
             defaults: Vec::new(),
             below: Below::default(),
+            buffer: Vec::new(),
         }
     }
 
@@ -101,14 +106,8 @@ impl Tree {
             self.defaults.extend(default_list(&path, attributes));
             set_attributes(&self.root, attributes)?;
         } else {
-            if self.is_there(&path)? {
-                if self.in_use {
-                    return Ok(());
-                }
-            } else {
-                self.make_way(&path)?;
-                let (parent, name) = self.place(&path)?;
-                rustix::fs::mkdirat(parent, &name, Mode::from(0o700)).context("make directory")?;
+            if !self.made_directory(&path)? && self.in_use {
+                return Ok(());
             }
             let (parent, name) = self.place(&path)?;
             let made = file::open_child(parent, &name)?;
@@ -120,9 +119,15 @@ impl Tree {
         Ok(())
     }
 
-    fn is_there(&mut self, path: &Path) -> anyhow::Result<bool> {
+    /// False when there was one.
+    fn made_directory(&mut self, path: &Path) -> anyhow::Result<bool> {
         let (parent, name) = self.place(path)?;
-        is_directory(parent, &name)
+        let make = |parent: BorrowedFd<'_>, name: &OsStr| rustix::fs::mkdirat(parent, name, Mode::RWXU);
+        match make(parent, &name) {
+            Err(Errno::EXIST) if is_directory(parent, &name)? => Ok(false),
+            Err(Errno::EXIST) => self.in_place(path, make)?.context("make directory").map(|()| true),
+            other => other.context("make directory").map(|()| true),
+        }
     }
 
     /// Makes a regular file of `size` bytes from `contents`.
@@ -157,17 +162,19 @@ impl Tree {
     }
 
     fn fill(&mut self, file: &File, contents: Contents<'_>) -> anyhow::Result<()> {
-        let mut at = 0;
+        let (mut at, mut position) = (0, 0);
         for (offset, length) in contents.parts {
             let end = offset.checked_add(length).filter(|end| offset >= at && *end <= contents.size);
             let end = end.context("its parts overlap or go beyond its end")?;
             if length == 0 {
                 continue;
             }
-            rustix::fs::seek(file, rustix::fs::SeekFrom::Start(offset)).context("seek")?;
+            if offset != position {
+                rustix::fs::seek(file, rustix::fs::SeekFrom::Start(offset)).context("seek")?;
+            }
             self.budget.bytes(offset - at)?;
             self.stretch(contents.data, file, length)?;
-            at = end;
+            (at, position) = (end, end);
         }
         self.budget.bytes(contents.size - at)?;
         if at < contents.size {
@@ -226,9 +233,19 @@ impl Tree {
     }
 
     /// Copies up to `most` bytes and says how many there were.
-    fn part(&mut self, from: &mut dyn Read, to: &File, most: u64) -> anyhow::Result<u64> {
+    fn part(&mut self, from: &mut dyn Read, mut to: &File, most: u64) -> anyhow::Result<u64> {
         self.budget.bytes(0)?;
-        let copied = io::copy(&mut from.take(most), &mut &*to).context("write")?;
+        self.buffer.resize(BUFFER, 0);
+        let mut copied = 0;
+        while copied < most {
+            let room = usize::try_from(most - copied).map_or(BUFFER, |left| left.min(BUFFER));
+            let count = fill(from, &mut self.buffer[..room]).context("read")?;
+            if count == 0 {
+                break;
+            }
+            to.write_all(&self.buffer[..count]).context("write")?;
+            copied += count as u64;
+        }
         self.budget.bytes(copied)?;
         Ok(copied)
     }
@@ -242,10 +259,10 @@ impl Tree {
             let (file, temporary) = files::create_beside(parent, &name)?;
             return Ok((file, Some(temporary)));
         }
-        self.make_way(&path)?;
-        let (parent, name) = self.place(&path)?;
         let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        let file = rustix::fs::openat(parent, &name, flags, Mode::from(0o600)).context("create")?;
+        let create =
+            |parent: BorrowedFd<'_>, name: &OsStr| rustix::fs::openat(parent, name, flags, Mode::from(0o600));
+        let file = self.in_place(&path, create)?.context("create")?;
         Ok((File::from(file), None))
     }
 
@@ -281,9 +298,9 @@ impl Tree {
             let finished = finish_link(parent, &temporary, metadata);
             return self.put(&path, Some(temporary), finished);
         }
-        self.make_way(&path)?;
+        self.in_place(&path, |parent, name| rustix::fs::symlinkat(target, parent, name))?
+            .context("make link")?;
         let (parent, name) = self.place(&path)?;
-        rustix::fs::symlinkat(target, parent, &name).context("make link")?;
         finish_link(parent, &name, metadata)
     }
 
@@ -358,6 +375,23 @@ impl Tree {
         Ok(made)
     }
 
+    /// Makes something at `path`, in the place of what else may be there: mostly nothing is.
+    fn in_place<T>(
+        &mut self,
+        path: &Path,
+        make: impl Fn(BorrowedFd<'_>, &OsStr) -> Result<T, Errno>,
+    ) -> anyhow::Result<Result<T, Errno>> {
+        let (parent, name) = self.place(path)?;
+        match make(parent, &name) {
+            Err(Errno::EXIST) => {
+                self.make_way(path)?;
+                let (parent, name) = self.place(path)?;
+                Ok(make(parent, &name))
+            }
+            other => Ok(other),
+        }
+    }
+
     /// Removes what stands in the place of a new entry, as a later entry of an archive wins.
     fn make_way(&mut self, path: &Path) -> anyhow::Result<()> {
         let in_use = self.in_use;
@@ -378,6 +412,20 @@ impl Tree {
         }
         Ok(())
     }
+}
+
+/// Reads until the buffer is full, or there is no more.
+pub fn fill(from: &mut dyn Read, buffer: &mut [u8]) -> io::Result<usize> {
+    let mut filled = 0;
+    while filled < buffer.len() {
+        match from.read(&mut buffer[filled..]) {
+            Ok(0) => break,
+            Ok(count) => filled += count,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(filled)
 }
 
 /// `path` relative to the root, without `.`; `..` and absurd lengths are refused.

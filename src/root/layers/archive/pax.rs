@@ -69,7 +69,13 @@ impl Records {
         let text = std::str::from_utf8(self.get(key)?).ok()?;
         let (seconds, fraction) = text.split_once('.').unwrap_or((text, ""));
         let digits: String = fraction.chars().chain("000000000".chars()).take(9).collect();
-        Some((seconds.parse().ok()?, digits.parse().ok()?))
+        let (whole, part): (i64, u32) = (seconds.parse().ok()?, digits.parse().ok()?);
+        // The fraction counts backwards too.
+        Some(if text.starts_with('-') && part > 0 {
+            (whole - 1, 1_000_000_000 - part)
+        } else {
+            (whole, part)
+        })
     }
 
     /// Names and values of the extended attributes.
@@ -102,6 +108,10 @@ mod tests {
         let found = records(b"25 SCHILY.xattr.a=1\n=\0 2\n13 mtime=7.5\n").expect("records");
         assert_eq!(found.attributes().collect::<Vec<_>>(), [("a", &b"1\n=\0 2"[..])]);
         assert_eq!(found.time("mtime"), Some((7, 500_000_000)));
+        for (text, expect) in [("-1.5", (-2, 500_000_000)), ("-0.5", (-1, 500_000_000)), ("-7", (-7, 0))] {
+            let found = records(format!("{} mtime={text}\n", text.len() + 10).as_bytes()).expect(text);
+            assert_eq!(found.time("mtime"), Some(expect), "{text}");
+        }
         assert_eq!(found.get("path"), None);
     }
 

@@ -15,6 +15,7 @@
 //! the base has `bin -> usr/bin`.
 
 pub mod image;
+pub mod imported;
 mod parse;
 mod roots;
 
@@ -34,7 +35,7 @@ use crate::expression;
 use crate::jail::Jail;
 
 pub use image::{Image, Run};
-pub use parse::parse;
+pub use parse::{is_layer, parse};
 pub use roots::Roots;
 
 /// The template that exists without a directory.
@@ -84,6 +85,8 @@ pub struct Template {
     pub base_span: Range<usize>,
     /// What stays of the entries of the base's archive.
     pub kept: Kept,
+    /// Layers over the base that an import has brought, topmost first.
+    pub layers: Vec<String>,
     /// With a template for a base: an archive of what lies over it, in the template's directory.
     pub changes: Option<Blob>,
     /// What `root::layers::look` finds of the base; set by `source` after parsing.
@@ -102,6 +105,8 @@ pub struct Template {
 pub enum Base {
     /// The host's own /usr, read only.
     Host,
+    /// Nothing but the layers that an import has brought.
+    Imported,
     Directory {
         path: PathBuf,
         version: String,
@@ -160,6 +165,7 @@ impl Template {
             base: Base::Host,
             base_span: 0..0,
             kept: Kept::default(),
+            layers: Vec::new(),
             changes: None,
             stamp,
             image: None,
@@ -278,7 +284,10 @@ fn add_base(template: &Template, layers: &mut VecDeque<Layer>) {
         }
         Base::Oci { path, .. } => add_image(template, path, layers),
         Base::Template(_) => add_changes(template, layers),
+        Base::Imported => {}
     }
+    let brought = |id: &String| Layer { id: id.clone(), source: LayerSource::Built };
+    template.layers.iter().rev().for_each(|id| layers.push_front(brought(id)));
 }
 
 /// Whether a chain of templates stands on the host's own /usr.
@@ -356,6 +365,12 @@ fn id(parts: &[&str]) -> String {
     format!("sha256-{}", hex(&digest.finalize()))
 }
 
+/// The name of a layer by what is in it, written down as the text `contents`: no layer that is
+/// named after what it is made from can have it.
+pub fn content_name(contents: &str) -> String {
+    id(&["content", contents])
+}
+
 /// A path as text that no other path has, whatever its bytes are.
 fn exact(path: &Path) -> String {
     path.as_os_str().as_encoded_bytes().escape_ascii().to_string()
@@ -369,23 +384,39 @@ pub fn hex(bytes: &[u8]) -> String {
     bytes.iter().flat_map(digits).collect()
 }
 
-/// The rendered files of the whole chain; a child's file, rendered or copied, hides a parent's.
+/// The files of a template and its parents that are rendered for each jail, by their targets, and
+/// those that are copied.
+pub fn files<'t>(
+    templates: &'t BTreeMap<String, Template>,
+    name: &str,
+) -> Result<(Vec<&'t TemplateFile>, Vec<&'t CopiedFile>), Box<Diagnostic>> {
+    let chain = chain(templates, name)?;
+    Ok((rendered(&chain), chain.iter().flat_map(|template| &template.copied).collect()))
+}
+
 fn render_all(chain: &[&Template], variables: &Value) -> Result<Vec<RootFile>, Vec<Diagnostic>> {
-    let mut hidden: BTreeSet<&Path> = BTreeSet::new();
-    let mut files: BTreeMap<&Path, RootFile> = BTreeMap::new();
-    let mut wrong = Vec::new();
-    for template in chain {
-        for file in template.rendered.iter().filter(|file| !hidden.contains(file.target.as_path())) {
-            match render(file, variables) {
-                Ok(rendered) => drop(files.insert(&file.target, rendered)),
-                Err(diagnostic) => wrong.push(*diagnostic),
-            }
+    let (mut files, mut wrong) = (Vec::new(), Vec::new());
+    for file in rendered(chain) {
+        match render(file, variables) {
+            Ok(rendered) => files.push(rendered),
+            Err(diagnostic) => wrong.push(*diagnostic),
         }
+    }
+    if wrong.is_empty() { Ok(files) } else { Err(wrong) }
+}
+
+/// The rendered files of the whole chain; a child's file, rendered or copied, hides a parent's.
+fn rendered<'t>(chain: &[&'t Template]) -> Vec<&'t TemplateFile> {
+    let mut hidden: BTreeSet<&Path> = BTreeSet::new();
+    let mut files: BTreeMap<&Path, &TemplateFile> = BTreeMap::new();
+    for template in chain {
+        let seen = template.rendered.iter().filter(|file| !hidden.contains(file.target.as_path()));
+        files.extend(seen.map(|file| (file.target.as_path(), file)));
         let laid = template.copied.iter().filter(|file| file.kind != CopiedKind::Directory);
         hidden.extend(laid.map(|file| file.target.as_path()));
         hidden.extend(template.rendered.iter().map(|file| file.target.as_path()));
     }
-    if wrong.is_empty() { Ok(files.into_values().collect()) } else { Err(wrong) }
+    files.into_values().collect()
 }
 
 fn render(file: &TemplateFile, variables: &Value) -> Result<RootFile, Box<Diagnostic>> {

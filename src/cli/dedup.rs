@@ -19,15 +19,14 @@ pub fn dedup(options: &Options, dry_run: bool) -> Result<i32> {
     process::catch_interrupt()?;
     let state = &host.journal.paths.state;
     if !dedup::is_possible(&state.join("layers"))? {
-        return cannot(options, state);
+        return cannot(options, state, dry_run);
     }
     let progress = Progress::new(options, "dedup", None)?;
     let done = dedup::share(&trees(&host)?, dry_run, &|bytes| progress.add(bytes))?;
     drop(progress);
     ensure!(!execute::interrupted(), "interrupted: what is shared by now stays so");
     if options.json {
-        let item =
-            json!({ "files": done.files, "shared": done.shared, "saved": done.saved, "possible": true });
+        let item = json!({ "files": done.files, "shared": done.shared, "saved": done.saved, "possible": true, "dry_run": dry_run });
         output::json_text(&output::envelope("dedup", json!([item])));
     } else {
         let (verb, saved) = (if dry_run { "Would share" } else { "Shared" }, status::size(done.saved));
@@ -37,9 +36,9 @@ pub fn dedup(options: &Options, dry_run: bool) -> Result<i32> {
 }
 
 /// Said plainly, for it is not that there was nothing to share.
-fn cannot(options: &Options, state: &Path) -> Result<i32> {
+fn cannot(options: &Options, state: &Path, dry_run: bool) -> Result<i32> {
     if options.json {
-        let item = json!({ "files": 0, "shared": 0, "saved": 0, "possible": false });
+        let item = json!({ "files": 0, "shared": 0, "saved": 0, "possible": false, "dry_run": dry_run });
         output::json_text(&output::envelope("dedup", json!([item])));
         return Ok(FAILED);
     }

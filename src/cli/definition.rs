@@ -24,6 +24,13 @@ pub fn derive(text: &str, set: &BTreeMap<&str, String>) -> Result<String> {
     Ok(document.to_string())
 }
 
+/// `text` with one key set to a string.
+pub fn set(text: &str, key: &str, value: &str) -> Result<String> {
+    let mut document: DocumentMut = text.parse().context("parse it")?;
+    put(document.as_table_mut(), key, value.into())?;
+    Ok(document.to_string())
+}
+
 fn put(top: &mut Table, key: &str, value: Value) -> Result<()> {
     let (tables, leaf) = key.rsplit_once('.').map_or((None, key), |(tables, leaf)| (Some(tables), leaf));
     let mut at: &mut dyn TableLike = top;

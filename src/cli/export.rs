@@ -1,5 +1,8 @@
 //! `export`: one archive of a jail, to a file or a pipe.
 
+mod full;
+
+use std::cell::Cell;
 use std::fs::File;
 use std::io::{self, BufWriter, IsTerminal, Read, Write};
 use std::os::fd::{AsFd, OwnedFd};
@@ -39,6 +42,9 @@ pub struct Export {
     /// A snapshot instead of what the jail has now
     #[arg(long, value_name = "LABEL")]
     pub snapshot: Option<String>,
+    /// With the layers, so that it needs nothing of the host it comes to
+    #[arg(long)]
+    pub full: bool,
 }
 
 /// What goes along of a jail, and what is said of it.
@@ -46,6 +52,9 @@ struct Parts {
     manifest: Manifest,
     /// Topmost first.
     writes: Vec<OwnedFd>,
+    /// What goes along with a jail that is to stand alone.
+    brought: Vec<OwnedFd>,
+    texts: Vec<String>,
 }
 
 pub fn export(options: &Options, asked: &Export) -> Result<i32> {
@@ -65,14 +74,11 @@ pub fn export(options: &Options, asked: &Export) -> Result<i32> {
     let jail = probe::one(&host.journal, &host.config, &host.hierarchies, &name)?;
     ensure!(jail.state != JailState::Partial, "{name}: its start or stop was cut off: apply first");
     let runs = matches!(jail.state, JailState::Up | JailState::Orphaned) && asked.snapshot.is_none();
-    let Parts { manifest, writes } = parts(options, &host, &desired, (&name, asked.snapshot.as_deref()))?;
+    let Parts { manifest, writes, brought, texts } = parts(options, &host, &desired, (&name, asked))?;
     let definition = std::fs::read(&desired.jails[&name].file).context("read the definition")?;
-    let progress = Progress::new(options, name.as_str(), Some(manifest.bytes))?;
-    let cgroup = execute::cgroup(&host, &name)?;
-    let frozen = if runs { Some(Frozen::new(&cgroup)?) } else { None };
-    for writes in &writes {
-        rustix::fs::syncfs(writes).context("flush the jail's files")?;
-    }
+    let along: u64 = manifest.alone.iter().flat_map(|alone| &alone.layers).map(|layer| layer.bytes).sum();
+    let progress = Progress::new(options, name.as_str(), Some(manifest.bytes + along))?;
+    let upper = writes.first().map(AsFd::as_fd).map(|upper| upper.try_clone_to_owned()).transpose()?;
     let templates = host.config.paths.config.join("templates");
     let layers = layers(&host, &manifest)?;
     let all = export::Export {
@@ -81,12 +87,22 @@ pub fn export(options: &Options, asked: &Export) -> Result<i32> {
         templates: &templates,
         layers,
         writes,
+        brought,
+        texts,
     };
-    let mut pause = None;
-    let packed = || pause = frozen.map(Frozen::end);
-    let written = to(&asked.file, |out| export::write(all, out, &|bytes| progress.add(bytes), packed))?;
+    let cgroup = execute::cgroup(&host, &name)?;
+    let (frozen, pause) = (Cell::new(None), Cell::new(None));
+    let begin = || {
+        if runs {
+            frozen.set(Some(Frozen::new(&cgroup)?));
+        }
+        upper.map_or(Ok(()), |upper| rustix::fs::syncfs(upper).context("flush the jail's files"))
+    };
+    let end = || pause.set(frozen.take().map(Frozen::end));
+    let written =
+        to(&asked.file, |out| export::write(&all, out, &|bytes| progress.add(bytes), (begin, end)))?;
     drop((progress, lock));
-    report(options, &manifest, &written, pause, to_pipe);
+    report(options, &manifest, &written, pause.take(), to_pipe);
     Ok(DONE)
 }
 
@@ -95,10 +111,11 @@ fn report(options: &Options, manifest: &Manifest, written: &Written, pause: Opti
         eprintln!("stockade: left out: {}: no file, directory or link", path.display());
     }
     if options.json && !to_pipe {
+        let left_out: Vec<String> = written.left_out.iter().map(|path| path.display().to_string()).collect();
         let pause_ms = pause.map(|pause| pause.as_millis());
         let item = json!({
             "name": manifest.name, "entries": manifest.entries, "bytes": manifest.bytes,
-            "sha256": written.sha256, "pause_ms": pause_ms.map(|ms| u64::try_from(ms).unwrap_or(u64::MAX)),
+            "checksum": written.checksum, "left_out": left_out, "pause_ms": pause_ms.map(|ms| u64::try_from(ms).unwrap_or(u64::MAX)),
         });
         return output::json_text(&output::envelope("exported", json!([item])));
     }
@@ -112,7 +129,7 @@ fn parts(
     options: &Options,
     host: &Host,
     desired: &Desired,
-    (name, label): (&JailName, Option<&str>),
+    (name, asked): (&JailName, &Export),
 ) -> Result<Parts> {
     let Some(wanted) = desired.jails.get(name) else {
         let reason = desired.broken.get(name).map_or("it is not defined", String::as_str);
@@ -129,6 +146,7 @@ fn parts(
         };
         templates.push(JailName::new(&own).map_err(|e| anyhow!(e))?);
     }
+    let label = asked.snapshot.as_deref();
     let snapshot = label.map(|label| snapshot::find(host, name, label)).transpose()?;
     let journal = &host.journal;
     let number = ids::recorded(&journal.state_dir(name))?;
@@ -146,7 +164,7 @@ fn parts(
     let measured = measured.context("look at the jail's files")?;
     let (entries, bytes) = measured.iter().fold((0, 0), |a, b| (a.0 + b.0, a.1 + b.1));
     let wanted_layers = || wanted.root.layers.iter().map(|layer| layer.id.clone()).collect();
-    let manifest = Manifest {
+    let mut manifest = Manifest {
         schema: Manifest::schema(),
         version: env!("CARGO_PKG_VERSION").to_owned(),
         name: name.clone(),
@@ -157,8 +175,14 @@ fn parts(
         snapshot: snapshot.map(|snapshot| snapshot.label),
         entries,
         bytes,
+        alone: None,
     };
-    Ok(Parts { manifest, writes })
+    let (mut brought, mut texts) = (Vec::new(), Vec::new());
+    if asked.full {
+        let found = full::full(host, &input, wanted, &manifest.layers)?;
+        (manifest.alone, brought, texts) = (Some(found.alone), found.layers, found.texts);
+    }
+    Ok(Parts { manifest, writes, brought, texts })
 }
 
 /// The layers that the archive speaks of; none where one is not here.

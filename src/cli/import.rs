@@ -2,15 +2,16 @@
 //! checked against this host before anything of it has a name here.
 
 mod dead;
+mod reach;
+mod same;
+mod standing;
 
-use std::collections::BTreeMap;
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
-use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result, anyhow, bail, ensure};
+use anyhow::{Context, Result, anyhow, bail};
 use clap::Args;
 use serde_json::{Value, json};
 
@@ -20,12 +21,13 @@ use crate::desired::{Desired, Paths};
 use crate::execute::Host;
 use crate::jail::{JailName, NetworkMode};
 use crate::journal::{self, ids, lock};
-use crate::root::import::{self, Head, Place};
+use crate::root::import::{self, Head, Laid, Place};
+use crate::root::layers::arriving::{Arriving, is_here};
 use crate::root::manifest::Manifest;
 use crate::root::{export, layers, volume};
 use crate::storage::Kind;
 use crate::sys::process;
-use crate::template::{Base, Template};
+use crate::template::imported::{Alone, Brought};
 use crate::{source, status};
 
 pub use dead::{Dead, dead};
@@ -43,6 +45,9 @@ pub struct Import {
     /// Accept a definition that reaches the host: hooks, mounts, devices and the like
     #[arg(long)]
     pub trust: bool,
+    /// Let the templates of the archive build the layers here, though these came along
+    #[arg(long)]
+    pub without_layers: bool,
 }
 
 /// What an import would mean here.
@@ -67,6 +72,7 @@ pub fn import(options: &Options, asked: &Import) -> Result<i32> {
     let host = Host::open(desired.host.clone())?;
     process::catch_interrupt()?;
     dead::sweep(&host)?;
+    layers::remove_half_built(&host.journal.paths.state)?;
     let job = Job { options, asked, host: &host, wanted };
     job.run(archive)
 }
@@ -90,6 +96,10 @@ struct Job<'j> {
 struct Places {
     name: JailName,
     jail: Place,
+    /// As it is written here.
+    definition: String,
+    /// The layers that are on their way, with the names that they are to have.
+    arriving: Vec<(Arriving, String)>,
     lock: lock::Lock,
     range: Option<u32>,
     findings: Findings,
@@ -130,7 +140,7 @@ impl Job<'_> {
         let copy = templates.directory.try_clone().context("copy a descriptor")?;
         let mut decide = |head: &Head| {
             let made = places.insert(self.make(head, templates)?);
-            self.writes(head, made)
+            self.laid(head, made)
         };
         import::read(archive, copy, &|bytes| progress.add(bytes), &mut decide)
     }
@@ -141,7 +151,9 @@ impl Job<'_> {
         let name = self.wanted.clone().unwrap_or_else(|| manifest.name.clone());
         let lock = lock::jail(&self.host.journal.paths, &name)?;
         match self.make_place(head, manifest, &name, templates) {
-            Ok((jail, findings)) => Ok(Places { name, jail, lock, range: None, findings }),
+            Ok((jail, definition, findings)) => {
+                Ok(Places { name, jail, definition, arriving: Vec::new(), lock, range: None, findings })
+            }
             Err(error) => self.unlock(lock, &name).and(Err(error)),
         }
     }
@@ -152,8 +164,16 @@ impl Job<'_> {
         manifest: &Manifest,
         name: &JailName,
         templates: &Place,
-    ) -> Result<(Place, Findings)> {
-        let findings = self.look(head, manifest, name, templates)?;
+    ) -> Result<(Place, String, Findings)> {
+        let alone = self.alone(manifest);
+        let own =
+            alone.map(|alone| standing::template(alone, &head.texts, name, &templates.path)).transpose()?;
+        let definition = match &own {
+            Some(own) => standing::definition(&head.definition, own),
+            None => head.definition.clone(),
+        };
+        let names = own.map_or_else(|| manifest.templates.clone(), |own| vec![own]);
+        let findings = self.look(&definition, &names, manifest, name, templates)?;
         if !self.asked.dry_run {
             refuse(name, &findings, self.asked.trust)?;
         }
@@ -161,7 +181,12 @@ impl Job<'_> {
         if !self.asked.dry_run {
             std::fs::write(jail.path.join(import::MARK), "").context("mark the import")?;
         }
-        Ok((jail, findings))
+        Ok((jail, definition, findings))
+    }
+
+    /// What came along, if it is to be used.
+    fn alone<'m>(&self, manifest: &'m Manifest) -> Option<&'m Alone> {
+        manifest.alone.as_ref().filter(|_| !self.asked.without_layers)
     }
 
     /// The lock's file goes too, if there is no such jail.
@@ -170,10 +195,30 @@ impl Job<'_> {
         if journal.names()?.contains(name) { Ok(()) } else { lock::remove(lock, &journal.paths, name) }
     }
 
-    /// Where the jail's own writes go; nowhere on a dry run.
-    fn writes(&self, head: &Head, places: &mut Places) -> Result<Option<OwnedFd>> {
+    /// Where the large parts go; nowhere on a dry run.
+    fn laid(&self, head: &Head, places: &mut Places) -> Result<Laid> {
         let manifest = head.manifest.as_ref().context("there is no manifest")?;
-        if self.asked.dry_run || manifest.entries == 0 {
+        let mut laid = Laid::default();
+        if self.asked.dry_run {
+            return Ok(laid);
+        }
+        let state = &self.paths().state;
+        let brought = self.alone(manifest).into_iter().flat_map(|alone| &alone.layers);
+        for (number, layer) in brought.enumerate() {
+            let known = places.arriving.iter().any(|(_, content)| *content == layer.content);
+            laid.layers.push(None);
+            if !known && !is_here(state, &layer.content) {
+                let (arriving, root) = Arriving::make(state, number)?;
+                places.arriving.push((arriving, layer.content.clone()));
+                laid.layers[number] = Some(root);
+            }
+        }
+        laid.writes = self.writes(manifest, places)?;
+        Ok(laid)
+    }
+
+    fn writes(&self, manifest: &Manifest, places: &mut Places) -> Result<Option<OwnedFd>> {
+        if manifest.entries == 0 {
             return Ok(None);
         }
         let state = &self.paths().state;
@@ -195,7 +240,14 @@ impl Job<'_> {
         export::shifted(places.jail.directory.as_fd(), own, shift).map(Some)
     }
 
-    fn look(&self, head: &Head, manifest: &Manifest, name: &JailName, templates: &Place) -> Result<Findings> {
+    fn look(
+        &self,
+        definition: &str,
+        names: &[JailName],
+        manifest: &Manifest,
+        name: &JailName,
+        templates: &Place,
+    ) -> Result<Findings> {
         let paths = self.paths();
         let file = paths.config.join("jails.d").join(format!("{name}.toml"));
         let mut found = Findings { writes: vec![file.clone()], ..Findings::default() };
@@ -208,20 +260,26 @@ impl Job<'_> {
                 .conflicts
                 .push(format!("files of a jail named {name} are there: destroy it, or give another name"));
         }
-        self.look_at_templates(manifest, templates, &mut found)?;
+        self.look_at_templates(names, templates, &mut found)?;
         found.writes.push(state);
         if !found.conflicts.is_empty() {
             return Ok(found);
         }
-        let text = head.definition.clone();
-        let (desired, _) = source::load_more(&self.options.paths(), file, text, &templates.path);
+        let (desired, wrong) =
+            source::load_more(&self.options.paths(), file, definition.to_owned(), &templates.path);
+        // What is wrong with a template that comes along says more than that it has errors.
+        let theirs = wrong.iter().find(|wrong| wrong.file.starts_with(&templates.path));
+        if let Some(wrong) = theirs.filter(|_| !desired.jails.contains_key(name)) {
+            found.conflicts.push(wrong.summary());
+            return Ok(found);
+        }
         self.look_at_definition(&desired, manifest, name, &mut found);
-        reaching_bases(&self.options.paths(), templates, &mut found);
+        found.reaches.extend(reach::bases(&self.options.paths(), templates, &found.new_templates));
         Ok(found)
     }
 
-    fn look_at_templates(&self, manifest: &Manifest, new: &Place, found: &mut Findings) -> Result<()> {
-        for name in &manifest.templates {
+    fn look_at_templates(&self, names: &[JailName], new: &Place, found: &mut Findings) -> Result<()> {
+        for name in names {
             let (own, theirs) =
                 (self.paths().config.join("templates").join(name.as_str()), new.path.join(name.as_str()));
             if !theirs.exists() {
@@ -230,7 +288,7 @@ impl Job<'_> {
             if !own.exists() {
                 found.writes.push(own);
                 found.new_templates.push(name.clone());
-            } else if contents(&own)? != contents(&theirs)? {
+            } else if same::contents(&own)? != same::contents(&theirs)? {
                 found.conflicts.push(format!("a template named {name} is there, and not the same"));
             }
         }
@@ -250,7 +308,14 @@ impl Job<'_> {
         };
         found.userns = wanted.jail.security.userns;
         let built = |id: &str| layers::path(&self.host.journal.paths.state, id).is_dir();
-        for layer in wanted.root.layers.iter().filter(|layer| !built(&layer.id)) {
+        let brought: Vec<&str> = self
+            .alone(manifest)
+            .iter()
+            .flat_map(|alone| &alone.layers)
+            .map(|layer| layer.content.as_str())
+            .collect();
+        let comes = |id: &str| brought.contains(&id);
+        for layer in wanted.root.layers.iter().filter(|layer| !built(&layer.id) && !comes(&layer.id)) {
             let template = wanted.jail.template.as_deref().unwrap_or_default();
             found.missing.push(format!(
                 "layer {}: the first start builds it, or `template build {template}`",
@@ -258,7 +323,8 @@ impl Job<'_> {
             ));
         }
         let own: Vec<&str> = wanted.root.layers.iter().map(|layer| layer.id.as_str()).collect();
-        for layer in manifest.layers.iter().filter(|layer| !own.contains(&layer.as_str())) {
+        let others = manifest.layers.iter().filter(|_| self.alone(manifest).is_none());
+        for layer in others.filter(|layer| !own.contains(&layer.as_str())) {
             found.missing.push(format!(
                 "layer {layer} is another one here: what is below the jail's own files differs"
             ));
@@ -275,7 +341,7 @@ impl Job<'_> {
                 found.conflicts.push(format!("network.address: {address} is {other}'s"));
             }
         }
-        found.reaches.extend(reaching(&wanted.settings));
+        found.reaches.extend(reach::keys(&wanted.settings));
         if wanted.jail.network.mode == NetworkMode::Inherit {
             found.reaches.push("network.mode".to_owned());
         }
@@ -294,13 +360,21 @@ impl Job<'_> {
             eprintln!("stockade: left out: {}: no file, directory or link", path.display());
         }
         let manifest = head.manifest.as_ref().context("there is no manifest")?;
-        self.report(manifest, made);
+        self.report(manifest, made, left_out);
         if self.asked.dry_run {
             return Ok(if made.findings.conflicts.is_empty() { DONE } else { FAILED });
         }
         let _all = lock::all(&self.host.journal.paths, &|holder| {
             eprintln!("stockade: waiting for another apply ({holder})");
         })?;
+        let made = places.as_mut().context("the archive holds no jail")?;
+        // One that is not what it should be leaves none of the others.
+        for (arriving, content) in &mut made.arriving {
+            arriving.verify(content).with_context(|| format!("verify layer {content}"))?;
+        }
+        while let Some((arriving, content)) = made.arriving.pop() {
+            arriving.settle(&content).with_context(|| format!("take over layer {content}"))?;
+        }
         for name in &made.findings.new_templates {
             templates.hand_over(name.as_str().as_ref(), name.as_str().as_ref())?;
         }
@@ -308,7 +382,7 @@ impl Job<'_> {
         let file = made.findings.writes[0].clone();
         let directory = made.jail.become_named(made.name.as_str().as_ref())?;
         journal::make_directory(&self.paths().config.join("jails.d"), 0o755)?;
-        journal::replace_synced(&file, head.definition.as_bytes())?;
+        journal::replace_synced(&file, made.definition.as_bytes())?;
         import::unmark(&directory)?;
         if !self.options.json {
             eprintln!("{}: imported; `apply`, or the daemon, starts it", made.name);
@@ -316,10 +390,13 @@ impl Job<'_> {
         Ok(DONE)
     }
 
-    fn report(&self, manifest: &Manifest, made: &Places) {
+    fn report(&self, manifest: &Manifest, made: &Places, left_out: &[PathBuf]) {
         let found = &made.findings;
         if self.options.json {
-            return output::json_text(&output::envelope("imported", json!([self.item(manifest, made)])));
+            return output::json_text(&output::envelope(
+                "imported",
+                json!([self.item(manifest, made, left_out)]),
+            ));
         }
         if !self.asked.dry_run {
             found.missing.iter().for_each(|line| eprintln!("stockade: {}: {}", made.name, plain(line)));
@@ -344,25 +421,48 @@ impl Job<'_> {
         };
         let writes: Vec<String> = found.writes.iter().map(|path| path.display().to_string()).collect();
         block("writes", &writes);
+        block("brings", &self.brings(manifest));
         block("needs", &found.missing);
         block("reaches", &found.reaches);
         block("conflict", &found.conflicts);
         output::text(&text);
     }
 
-    fn item(&self, manifest: &Manifest, made: &Places) -> Value {
+    /// The layers that came along, a line each.
+    fn brings(&self, manifest: &Manifest) -> Vec<String> {
+        let line = |layer: &Brought| {
+            let built = is_here(&self.paths().state, &layer.content);
+            let here = if built { ", which is here" } else { "" };
+            format!("layer {}: {} files, {}{here}", layer.content, layer.entries, status::size(layer.bytes))
+        };
+        self.alone(manifest).into_iter().flat_map(|alone| &alone.layers).map(line).collect()
+    }
+
+    fn item(&self, manifest: &Manifest, made: &Places, left_out: &[PathBuf]) -> Value {
+        let left_out: Vec<String> = left_out.iter().map(|path| path.display().to_string()).collect();
+        let state = &self.paths().state;
+        let layer = |layer: &Brought| {
+            let here = is_here(state, &layer.content);
+            json!({ "id": layer.content, "from": layer.id, "entries": layer.entries, "bytes": layer.bytes, "here": here })
+        };
+        let brings: Vec<Value> =
+            self.alone(manifest).into_iter().flat_map(|alone| &alone.layers).map(layer).collect();
         let found = &made.findings;
         let writes: Vec<String> = found.writes.iter().map(|path| path.display().to_string()).collect();
         json!({
             "name": made.name, "from": manifest.name, "version": manifest.version,
             "snapshot": manifest.snapshot, "entries": manifest.entries, "bytes": manifest.bytes, "imported": !self.asked.dry_run,
-            "writes": writes, "missing": found.missing, "reaches": found.reaches, "conflicts": found.conflicts,
+            "writes": writes, "layers": brings, "missing": found.missing, "reaches": found.reaches, "conflicts": found.conflicts,
+            "left_out": left_out,
         })
     }
 
     /// Removes what was made and has not got its name.
     fn clear(&self, places: Option<Places>, all: bool) -> Result<()> {
         let Some(places) = places.filter(|_| all) else { return Ok(()) };
+        for (arriving, _) in places.arriving {
+            arriving.remove()?;
+        }
         places.jail.remove()?;
         let (state, name) = (&self.host.journal.paths.state, &places.name);
         places.range.map_or(Ok(()), |number| ids::release(state, name, number))?;
@@ -392,88 +492,4 @@ fn refuse(name: &JailName, found: &Findings, trust: bool) -> Result<()> {
 /// Words of an archive may be meant for the terminal they are shown on.
 fn plain(text: &str) -> String {
     text.chars().map(|c| if c.is_control() { '?' } else { c }).collect()
-}
-
-/// What a definition may let its jail, or a line of its own, do on the host.
-const REACHING: &[&str] = &[
-    "path",
-    "mount",
-    "allow.devices",
-    "allow.host_network",
-    "allow.kmsg",
-    "allow.settime",
-    "security.userns",
-    "security.unsafe",
-    "security.seccomp",
-    "exec.prepare",
-    "exec.prestart",
-    "exec.created",
-    "exec.poststart",
-    "exec.prestop",
-    "exec.poststop",
-    "exec.release",
-];
-
-fn reaching(settings: &crate::jail::Settings) -> Vec<String> {
-    let is_set = |key: &&&str| {
-        let harmless = |value: &Value| match value {
-            Value::Bool(on) => *on == (**key == "security.userns"),
-            Value::Array(all) => all.is_empty(),
-            Value::String(text) => text == "default",
-            _ => false,
-        };
-        settings.get(**key).is_some_and(|value| !harmless(value))
-    };
-    REACHING.iter().filter(is_set).map(|key| (*key).to_owned()).collect()
-}
-
-/// Bases of new templates that read this host's files, or run something on it.
-fn reaching_bases(paths: &Paths, new: &Place, found: &mut Findings) {
-    let (file, text) = (PathBuf::from("import.toml"), String::new());
-    let input = source::with_more(paths, file, text, &new.path);
-    let harmless = |template: &Template| matches!(template.base, Base::Host | Base::Template(_));
-    for name in &found.new_templates {
-        if input.templates.get(name.as_str()).is_none_or(|template| !harmless(template)) {
-            found.reaches.push(format!("the base of template {name}"));
-        }
-    }
-}
-
-/// Everything in a small tree of our own, to compare it with another.
-fn contents(directory: &Path) -> Result<BTreeMap<PathBuf, Vec<u8>>> {
-    let mut found = BTreeMap::new();
-    let mut open = vec![PathBuf::new()];
-    while let Some(below) = open.pop() {
-        let path = directory.join(&below);
-        for entry in std::fs::read_dir(&path).with_context(|| format!("list {}", path.display()))? {
-            let entry = entry?;
-            let (kind, inner) = (entry.file_type()?, below.join(entry.file_name()));
-            ensure!(found.len() < source::ENTRIES_MAX, "{} has too many entries", directory.display());
-            let value = if kind.is_dir() {
-                open.push(inner.clone());
-                Vec::new()
-            } else if kind.is_symlink() {
-                std::fs::read_link(entry.path())?.into_os_string().into_encoded_bytes()
-            } else {
-                digest(&entry.path())?
-            };
-            found.insert(inner, value);
-        }
-    }
-    Ok(found)
-}
-
-fn digest(path: &Path) -> Result<Vec<u8>> {
-    use sha2::{Digest, Sha256};
-    let file = File::open(path).with_context(|| format!("open {}", path.display()))?;
-    let (mut digest, mut chunk, mut at) = (Sha256::new(), vec![0; 1 << 16], 0);
-    loop {
-        match file.read_at(&mut chunk, at)? {
-            0 => return Ok(digest.finalize().to_vec()),
-            count => {
-                digest.update(&chunk[..count]);
-                at += count as u64;
-            }
-        }
-    }
 }

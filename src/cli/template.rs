@@ -84,6 +84,7 @@ fn base(base: &Base) -> String {
         Base::Oci { path, .. } => format!("oci {}", path.display()),
         Base::Debootstrap { wanted, .. } => format!("debootstrap {}", wanted.suite),
         Base::Template(name) => format!("template {name}"),
+        Base::Imported => "imported".to_owned(),
     }
 }
 

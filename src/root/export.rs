@@ -7,10 +7,9 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result};
 use rustix::fs::{AtFlags, FileType, OFlags};
 use rustix::io::Errno;
-use sha2::{Digest, Sha256};
 
 use super::changes::OwnLower;
-use super::manifest::{CHECKSUM, DEFINITION, MANIFEST, Manifest, TEMPLATES, WRITES};
+use super::manifest::{CHECKSUM, DEFINITION, FILES, LAYERS, MANIFEST, Manifest, TEMPLATES, WRITES};
 use super::pack::stack::Stack;
 use super::pack::{Keep, Pack};
 use super::volume::Volume;
@@ -20,6 +19,10 @@ use crate::template::hex;
 
 /// As tar --zstd does it.
 const LEVEL: i32 = 3;
+/// Compressing threads; more take memory and help little.
+const WORKERS_MAX: u32 = 8;
+/// Bytes digested and compressed at a time.
+const PENDING: usize = 256 << 10;
 /// Names looked at in one directory while measuring.
 const NAMES_MAX: usize = 10_000_000;
 
@@ -31,6 +34,9 @@ pub struct Export<'e> {
     pub templates: &'e Path,
     /// The layers below it, topmost first, where all of them are here.
     pub layers: Option<Vec<OwnedFd>>,
+    /// What `alone` of the manifest counts: the layers that go along, and the texts of the files.
+    pub brought: Vec<OwnedFd>,
+    pub texts: Vec<String>,
     /// The jail's own writes, topmost first: each as [`own_writes`] and [`set_aside`] give them.
     pub writes: Vec<OwnedFd>,
 }
@@ -38,7 +44,7 @@ pub struct Export<'e> {
 /// What has become of it.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Written {
-    pub sha256: String,
+    pub checksum: String,
     pub left_out: Vec<PathBuf>,
 }
 
@@ -107,18 +113,19 @@ fn is_swapped(error: &io::Error) -> bool {
     error.raw_os_error().is_some_and(|code| errors.iter().any(|errno| errno.raw_os_error() == code))
 }
 
-/// Packs all of it into `out`. `packed` is called once the jail's own writes have been read.
+/// Packs all of it into `out`. `begin` is called before the jail's own writes are read, and `end`
+/// after that.
 pub fn write(
-    export: Export<'_>,
+    export: &Export<'_>,
     out: impl Write,
     told: &dyn Fn(u64),
-    packed: impl FnOnce(),
+    (begin, end): (impl FnOnce() -> Result<()>, impl FnOnce()),
 ) -> Result<Written> {
     let mut encoder = zstd::Encoder::new(out, LEVEL).context("start zstd")?;
     encoder.include_checksum(true).context("start zstd")?;
     // Packing and compressing at the same time; without threads it is one after the other.
-    let _ = encoder.multithread(1);
-    let mut pack = Pack::new(Digesting { inner: encoder, digest: Sha256::new() }, Keep::Everything, told);
+    let _ = encoder.multithread(workers());
+    let mut pack = Pack::new(Digesting::new(encoder), Keep::Everything, told);
     pack.text(Path::new(MANIFEST), &serde_json::to_vec_pretty(export.manifest)?)?;
     pack.text(Path::new(DEFINITION), export.definition)?;
     for name in &export.manifest.templates {
@@ -132,6 +139,15 @@ pub fn write(
         pack.directory(&directory, &Path::new(TEMPLATES).join(name.as_str()))
             .with_context(|| format!("pack {}", path.display()))?;
     }
+    for (number, text) in export.texts.iter().enumerate() {
+        pack.text(&Path::new(FILES).join(number.to_string()), text.as_bytes())?;
+    }
+    for (number, layer) in export.brought.iter().enumerate() {
+        pack.forget_names();
+        let name = Path::new(LAYERS).join(number.to_string());
+        pack.directory(layer, &name).with_context(|| format!("pack layer {number}"))?;
+    }
+    begin()?;
     let writes: Vec<BorrowedFd<'_>> = export.writes.iter().map(AsFd::as_fd).collect();
     if !writes.is_empty() {
         pack.forget_names();
@@ -141,29 +157,66 @@ pub fn write(
         let stack = Stack { own: &writes, base: base.as_deref() };
         pack.merged(stack, &name).context("pack the jail's files")?;
     }
-    packed();
-    let sha256 = hex(&pack.out().digest.clone().finalize());
-    pack.text(Path::new(CHECKSUM), format!("{sha256}\n").as_bytes())?;
+    end();
+    let checksum = pack.out().checksum().context("write the archive")?;
+    pack.text(Path::new(CHECKSUM), format!("{checksum}\n").as_bytes())?;
     let left_out = std::mem::take(&mut pack.left_out);
-    let mut out = pack.finish()?.inner.finish().context("end the archive")?;
+    let mut digesting = pack.finish()?;
+    digesting.flush_pending().context("write the archive")?;
+    let mut out = digesting.inner.finish().context("end the archive")?;
     out.flush().context("write the archive")?;
-    Ok(Written { sha256, left_out })
+    Ok(Written { checksum, left_out })
 }
 
-/// Digests what goes through it.
+/// Threads that compress, one for each core.
+fn workers() -> u32 {
+    let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+    u32::try_from(cores).unwrap_or(WORKERS_MAX).min(WORKERS_MAX)
+}
+
+/// Digests what goes through it, many small pieces at once.
 struct Digesting<W> {
     inner: W,
-    digest: Sha256,
+    digest: blake3::Hasher,
+    /// What has come and gone nowhere yet.
+    pending: Vec<u8>,
+}
+
+impl<W: Write> Digesting<W> {
+    fn new(inner: W) -> Self {
+        Self { inner, digest: blake3::Hasher::new(), pending: Vec::with_capacity(PENDING) }
+    }
+
+    fn flush_pending(&mut self) -> std::io::Result<()> {
+        self.digest.update(&self.pending);
+        self.inner.write_all(&self.pending)?;
+        self.pending.clear();
+        Ok(())
+    }
+
+    /// Of all that has come so far.
+    fn checksum(&mut self) -> std::io::Result<String> {
+        self.flush_pending()?;
+        Ok(hex(self.digest.finalize().as_bytes()))
+    }
 }
 
 impl<W: Write> Write for Digesting<W> {
     fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
-        let count = self.inner.write(bytes)?;
-        self.digest.update(&bytes[..count]);
-        Ok(count)
+        if self.pending.len() + bytes.len() > PENDING {
+            self.flush_pending()?;
+        }
+        if bytes.len() >= PENDING {
+            self.digest.update(bytes);
+            self.inner.write_all(bytes)?;
+        } else {
+            self.pending.extend_from_slice(bytes);
+        }
+        Ok(bytes.len())
     }
 
     fn flush(&mut self) -> std::io::Result<()> {
+        self.flush_pending()?;
         self.inner.flush()
     }
 }

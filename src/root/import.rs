@@ -11,17 +11,19 @@ use std::fs::File;
 use std::io::{self, Read};
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Component, Path, PathBuf};
-use std::rc::Rc;
 
 use anyhow::{Context, Result, bail, ensure};
 use rustix::fs::{AtFlags, Mode, RenameFlags};
 use rustix::io::Errno;
-use sha2::{Digest, Sha256};
 
 use super::export;
 use super::layers::archive::entry::{self, Item, Keep, Nodes, Source};
-use super::layers::tree::Tree;
-use super::manifest::{CHECKSUM, DEFINITION, MANIFEST, MANIFEST_BYTES_MAX, Manifest, TEMPLATES, WRITES};
+use super::layers::manifest::is_kept;
+use super::layers::stream;
+use super::layers::tree::{Budget, Tree, fill};
+use super::manifest::{
+    CHECKSUM, DEFINITION, FILES, LAYERS, MANIFEST, MANIFEST_BYTES_MAX, Manifest, TEMPLATES, WRITES,
+};
 use super::removal;
 use crate::jail::JailName;
 use crate::source::DEFINITION_BYTES_MAX;
@@ -34,10 +36,12 @@ pub const IMPORTING: &str = ".importing-";
 pub const MARK: &str = "importing";
 /// The checksum's digits and the end of their line.
 const CHECKSUM_BYTES: u64 = 65;
+/// The texts of all files that are rendered for a jail.
+const FILES_BYTES_MAX: u64 = 16 << 20;
 /// Zeros behind the last entry.
 const TAIL_BYTES_MAX: u64 = 1 << 16;
-/// The base-2 logarithm of the window that the archive may ask for, 8 MiB; ours asks for 2.
-const WINDOW_LOG_MAX: u32 = 23;
+/// Bytes digested at a time.
+const PENDING: usize = 256 << 10;
 /// Names looked at in one directory.
 const NAMES_MAX: usize = 100_000;
 
@@ -138,6 +142,16 @@ pub fn remove_dead(parent: &Path, name: &JailName) -> Result<()> {
 pub struct Head {
     pub manifest: Option<Manifest>,
     pub definition: String,
+    /// Of the files that are rendered for the jail, as the manifest counts them.
+    pub texts: Vec<String>,
+}
+
+/// Where the parts go that are not small; nowhere, if they are only read.
+#[derive(Default)]
+pub struct Laid {
+    pub writes: Option<OwnedFd>,
+    /// As the manifest counts them; those that are here already go nowhere.
+    pub layers: Vec<Option<OwnedFd>>,
 }
 
 /// Reads an archive to its end and verifies it.
@@ -145,17 +159,21 @@ pub struct Reader<'r> {
     pub head: Head,
     templates: Option<Tree>,
     writes: Option<Tree>,
+    layers: Vec<Option<OwnedFd>>,
+    /// The layer that is being laid, by its number. They come one after the other.
+    layer: (usize, Option<Tree>),
+    /// What all layers together may still use up.
+    budget: Budget,
     verified: bool,
-    digest: Rc<RefCell<Blocks>>,
+    digest: &'r RefCell<Blocks>,
     pub left_out: Vec<PathBuf>,
-    /// Decides, once the head is known, where the jail's own writes go: into the directory it
-    /// gives, or nowhere.
+    /// Decides, once the head is known, where the rest goes.
     decide: Decide<'r>,
     decided: bool,
 }
 
-/// Given the head, gives the directory for the jail's own writes.
-pub type Decide<'r> = &'r mut dyn FnMut(&Head) -> Result<Option<OwnedFd>>;
+/// Given the head, gives the directories for the rest.
+pub type Decide<'r> = &'r mut dyn FnMut(&Head) -> Result<Laid>;
 
 /// Reads `archive`; templates go into the directory `templates`.
 pub fn read<'r>(
@@ -164,30 +182,34 @@ pub fn read<'r>(
     told: &'r dyn Fn(u64),
     decide: Decide<'r>,
 ) -> Result<(Head, Vec<PathBuf>)> {
-    let digest = Rc::new(RefCell::new(Blocks::default()));
-    let mut decoder = zstd::Decoder::new(archive).context("start zstd")?;
-    decoder.window_log_max(WINDOW_LOG_MAX).context("limit zstd")?;
-    let decoder: Rc<RefCell<dyn Read>> = Rc::new(RefCell::new(decoder));
-    let stream = Digesting { inner: Rc::clone(&decoder), digest: Rc::clone(&digest), told };
-    let mut reader = Reader {
-        head: Head::default(),
-        templates: Some(Tree::new(templates)),
-        writes: None,
-        verified: false,
-        digest,
-        left_out: Vec::new(),
-        decide,
-        decided: false,
-    };
-    entry::each(Box::new(stream), &mut |item| reader.entry(item))?;
-    ensure!(reader.verified, "the archive ends before its checksum: it was cut off");
-    at_end(&mut *decoder.borrow_mut())?;
-    reader.ask()?;
-    for tree in [reader.templates.take(), reader.writes.take()].into_iter().flatten() {
-        let filled = tree.settle()?;
-        rustix::fs::syncfs(&filled).context("sync the file system")?;
-    }
-    Ok((reader.head, reader.left_out))
+    stream::read(archive.take(u64::MAX), None, |stream| {
+        let stream = RefCell::new(stream);
+        let digest = RefCell::default();
+        let mut reader = Reader {
+            head: Head::default(),
+            templates: Some(Tree::new(templates)),
+            writes: None,
+            layers: Vec::new(),
+            layer: (0, None),
+            budget: Budget::default(),
+            verified: false,
+            digest: &digest,
+            left_out: Vec::new(),
+            decide,
+            decided: false,
+        };
+        let source = Digesting { inner: &stream, digest: &digest, told };
+        entry::each(Box::new(source), &mut |item| reader.entry(item))?;
+        ensure!(reader.verified, "the archive ends before its checksum: it was cut off");
+        at_end(&mut **stream.borrow_mut())?;
+        reader.ask()?;
+        reader.end_layer()?;
+        for tree in [reader.templates.take(), reader.writes.take()].into_iter().flatten() {
+            let filled = tree.settle()?;
+            rustix::fs::syncfs(&filled).context("sync the file system")?;
+        }
+        Ok((reader.head, reader.left_out))
+    })
 }
 
 /// Reads what is left, up to the compressor's own checksum: zeros that fill a block of a tape.
@@ -221,6 +243,8 @@ impl Reader<'_> {
                 self.head.definition = String::from_utf8(text).context("it is not UTF-8")?;
             }
             TEMPLATES => self.template(item, &rest)?,
+            FILES => self.file(item, &rest)?,
+            LAYERS => self.layer(item, &rest)?,
             WRITES => self.write(item, &rest)?,
             CHECKSUM => self.verify(item)?,
             _ => bail!("it is not part of an archive of a jail"),
@@ -253,19 +277,58 @@ impl Reader<'_> {
         Ok(())
     }
 
-    /// All that comes before the jail's own writes has been read.
+    fn file(&mut self, item: &mut Item<'_, '_, Source<'_>>, path: &Path) -> Result<()> {
+        ensure!(!self.decided, "it comes too late");
+        let texts = &mut self.head.texts;
+        ensure!(number(path)? == texts.len(), "it is out of its order");
+        let so_far: u64 = texts.iter().map(|text| text.len() as u64).sum();
+        let text = item.contents(FILES_BYTES_MAX.saturating_sub(so_far))?;
+        texts.push(String::from_utf8(text).context("it is not UTF-8")?);
+        Ok(())
+    }
+
+    fn layer(&mut self, item: &mut Item<'_, '_, Source<'_>>, path: &Path) -> Result<()> {
+        self.ask()?;
+        let mut parts = path.components();
+        let own = parts.next().map_or(Path::new(""), |own| Path::new(own.as_os_str())).to_owned();
+        let number = number(&own)?;
+        let alone = self.head.manifest.as_ref().and_then(|manifest| manifest.alone.as_ref());
+        ensure!(alone.is_some_and(|alone| number < alone.layers.len()), "it is of no layer of the jail");
+        ensure!(number >= self.layer.0, "it is out of its order");
+        if number > self.layer.0 || self.layer.1.is_none() {
+            self.end_layer()?;
+            let root = self.layers.get_mut(number).and_then(Option::take);
+            self.layer = (number, root.map(Tree::new));
+        }
+        let Some(tree) = self.layer.1.as_mut() else { return Ok(()) };
+        std::mem::swap(&mut tree.budget, &mut self.budget);
+        let keep = Keep { attribute: is_kept, nodes: Nodes::Whiteouts, set_id: true, owner: true };
+        let prefix = Path::new(LAYERS).join(&own);
+        let laid = lay(item, parts.as_path(), &prefix.to_string_lossy(), tree, keep)?;
+        std::mem::swap(&mut tree.budget, &mut self.budget);
+        if !laid {
+            self.left_out.push(item.path.clone());
+        }
+        Ok(())
+    }
+
+    fn end_layer(&mut self) -> Result<()> {
+        self.layer.1.take().map_or(Ok(()), |tree| tree.settle().map(drop))
+    }
+
+    /// All that comes before the layers and the jail's own writes has been read.
     fn ask(&mut self) -> Result<()> {
         if !self.decided {
             self.decided = true;
-            if let Some(directory) = (self.decide)(&self.head)? {
-                self.writes = Some(Tree::new(directory));
-            }
+            let laid = (self.decide)(&self.head)?;
+            self.writes = laid.writes.map(Tree::new);
+            self.layers = laid.layers;
         }
         Ok(())
     }
 
     fn verify(&mut self, item: &mut Item<'_, '_, Source<'_>>) -> Result<()> {
-        let found = hex(&self.digest.borrow().before_last.clone().finalize());
+        let found = self.digest.borrow().before_last();
         let said = item.contents(CHECKSUM_BYTES)?;
         ensure!(said.trim_ascii() == found.as_bytes(), "the archive is damaged: its checksum is {found}");
         self.verified = true;
@@ -273,14 +336,10 @@ impl Reader<'_> {
     }
 }
 
-/// Of overlayfs's own marks only those that hide what is below: the others lead elsewhere, or
-/// belong to another file system.
-fn is_kept(name: &str) -> bool {
-    name.starts_with("user.")
-        || name.starts_with("system.posix_acl_")
-        || name == "security.capability"
-        || name == "trusted.overlay.opaque"
-        || name == "trusted.overlay.whiteout"
+/// What an entry of a list is called.
+fn number(path: &Path) -> Result<usize> {
+    let digits = path.to_str().filter(|text| text.bytes().all(|byte| byte.is_ascii_digit()));
+    digits.and_then(|digits| digits.parse().ok()).context("it is not part of an archive of a jail")
 }
 
 fn lay(
@@ -298,35 +357,43 @@ fn lay(
     item.lay(path, tree, keep)
 }
 
-/// The digest of all that was read, and what it was before the last read. The tar crate reads a
-/// header at once, so when one has been read, that is the digest of all before it.
+/// The digest of what was read, and what has been read since. The tar crate reads a header at
+/// once, so when one has been read, `last` is where it begins.
 #[derive(Default)]
 struct Blocks {
-    all: Sha256,
-    before_last: Sha256,
+    digest: blake3::Hasher,
+    pending: Vec<u8>,
+    /// Where the last read began, in `pending`.
+    last: usize,
 }
 
-struct Digesting<'d> {
-    inner: Rc<RefCell<dyn Read>>,
-    digest: Rc<RefCell<Blocks>>,
+impl Blocks {
+    fn add(&mut self, bytes: &[u8]) {
+        if self.pending.len() >= PENDING {
+            self.digest.update(&self.pending);
+            self.pending.clear();
+        }
+        self.last = self.pending.len();
+        self.pending.extend_from_slice(bytes);
+    }
+
+    fn before_last(&self) -> String {
+        let mut digest = self.digest.clone();
+        digest.update(&self.pending[..self.last]);
+        hex(digest.finalize().as_bytes())
+    }
+}
+
+struct Digesting<'d, 's> {
+    inner: &'d RefCell<&'s mut dyn Read>,
+    digest: &'d RefCell<Blocks>,
     told: &'d dyn Fn(u64),
 }
 
-impl Read for Digesting<'_> {
-    /// Fills the buffer unless the stream ends.
+impl Read for Digesting<'_, '_> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        let mut count = 0;
-        while count < buffer.len() {
-            match self.inner.borrow_mut().read(&mut buffer[count..]) {
-                Ok(0) => break,
-                Ok(more) => count += more,
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(error) => return Err(error),
-            }
-        }
-        let mut digest = self.digest.borrow_mut();
-        digest.before_last = digest.all.clone();
-        digest.all.update(&buffer[..count]);
+        let count = fill(&mut **self.inner.borrow_mut(), buffer)?;
+        self.digest.borrow_mut().add(&buffer[..count]);
         (self.told)(count as u64);
         Ok(count)
     }

@@ -8,13 +8,14 @@
 
 pub mod architecture;
 pub(super) mod archive;
+pub mod arriving;
 pub(super) mod copied;
 mod debootstrap;
 mod host;
 mod image;
 pub mod manifest;
 pub mod program;
-mod stream;
+pub(super) mod stream;
 pub(super) mod tree;
 
 use std::collections::BTreeSet;
@@ -100,7 +101,11 @@ fn base_stamp(template: &Template) -> anyhow::Result<String> {
             let m = seen(path)?;
             format!("{} {}", m.dev(), m.ino())
         }
-        Base::Tar { .. } | Base::Oci { .. } | Base::Debootstrap { .. } | Base::Template(_) => String::new(),
+        Base::Tar { .. }
+        | Base::Oci { .. }
+        | Base::Debootstrap { .. }
+        | Base::Template(_)
+        | Base::Imported => String::new(),
     })
 }
 
@@ -193,7 +198,7 @@ fn fill(
         }
         LayerSource::Debootstrap(wanted) => debootstrap::build(wanted, &make_aside()?, tree, progress)?,
         LayerSource::Build(lines) => run_lines(lines, &make_aside()?, tree, site)?,
-        LayerSource::Built => bail!("it was made once, and is gone"),
+        LayerSource::Built => bail!("it was made, or imported, once and is gone"),
         LayerSource::Files(files) => copied::files(files, tree)?,
     }
     let root = filled.settle()?;

@@ -1,17 +1,22 @@
 //! What an archive of a jail says about itself, before all the rest.
 //!
-//! An archive is a zstd tar: `manifest.json`, `definition.toml`, `templates/NAME/…`, `writes/…`
-//! and last `checksum`, the sha256 of the tar stream before it. Owners are ids inside the jail.
+//! An archive is a zstd tar: `manifest.json`, `definition.toml`, `templates/NAME/…`, of one that
+//! stands alone `files/NUMBER` and `layers/NUMBER/…` as `alone` counts them, then `writes/…`
+//! and last `checksum`, the BLAKE3 digest of the tar stream before it. Owners are ids inside the jail.
 
 use anyhow::{Context, ensure};
 use serde::{Deserialize, Serialize};
 
 use crate::jail::JailName;
 use crate::storage::Kind;
+use crate::template::imported::Alone;
+use crate::template::is_layer;
 
 pub const MANIFEST: &str = "manifest.json";
 pub const DEFINITION: &str = "definition.toml";
 pub const TEMPLATES: &str = "templates";
+pub const FILES: &str = "files";
+pub const LAYERS: &str = "layers";
 pub const WRITES: &str = "writes";
 pub const CHECKSUM: &str = "checksum";
 /// Of these archives; another one is refused by name.
@@ -40,6 +45,9 @@ pub struct Manifest {
     /// with what now lies over it.
     pub entries: u64,
     pub bytes: u64,
+    /// What goes along so that the jail needs no template of the host it comes to.
+    #[serde(default)]
+    pub alone: Option<Alone>,
 }
 
 impl Manifest {
@@ -55,14 +63,14 @@ impl Manifest {
         let head: Schema = serde_json::from_slice(text).context("it is no archive of a jail")?;
         ensure!(head.schema == SCHEMA, "written by another version (schema {})", head.schema);
         let manifest: Self = serde_json::from_slice(text).context("read the manifest")?;
-        ensure!(
-            manifest.templates.len() + manifest.layers.len() <= PARTS_MAX,
-            "more than {PARTS_MAX} layers"
-        );
-        for layer in &manifest.layers {
-            let digits = layer.strip_prefix("sha256-").unwrap_or_default();
-            let plain = digits.len() == 64 && digits.bytes().all(|byte| byte.is_ascii_hexdigit());
-            ensure!(plain, "`{}` names no layer", layer.escape_debug());
+        let alone = manifest.alone.as_ref();
+        let more = alone.map_or(0, |alone| alone.layers.len() + alone.files.len());
+        let parts = manifest.templates.len() + manifest.layers.len() + more;
+        ensure!(parts <= PARTS_MAX, "more than {PARTS_MAX} layers");
+        let brought = alone.into_iter().flat_map(|alone| &alone.layers);
+        let brought = brought.flat_map(|layer| [&layer.id, &layer.content]);
+        for layer in manifest.layers.iter().chain(brought) {
+            ensure!(is_layer(layer), "`{}` names no layer", layer.escape_debug());
         }
         Ok(manifest)
     }
@@ -85,6 +93,7 @@ mod tests {
             snapshot: None,
             entries: 1,
             bytes: 2,
+            alone: None,
         };
         let text = serde_json::to_string(&manifest).unwrap();
         assert_eq!(Manifest::parse(text.as_bytes()).unwrap(), manifest);

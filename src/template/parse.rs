@@ -5,6 +5,9 @@
 mod base;
 mod build;
 mod debootstrap;
+mod imported;
+
+pub use imported::is_layer;
 
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -13,6 +16,7 @@ use std::path::{Component, Path, PathBuf};
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
+use super::image::Image;
 use super::{EntryKind, Template, TemplateEntry, TemplateFile, exact};
 use crate::desired::{CopiedFile, CopiedKind, OnChange};
 use crate::diagnostic::{Diagnostic, did_you_mean};
@@ -55,9 +59,10 @@ pub fn parse(file: &Path, text: &str, entries: &[TemplateEntry]) -> (Option<Temp
         base: base.base,
         base_span: base.span,
         kept: base.kept,
+        layers: base.layers,
         changes: base.changes,
         stamp: String::new(),
-        image: None,
+        image: base.run.map(|run| Image { layers: Vec::new(), run }),
         build,
         rendered,
         copied,

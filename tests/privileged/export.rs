@@ -2,7 +2,7 @@
 //! hostile or interrupted one is left.
 
 use std::io::Write;
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 
@@ -255,9 +255,203 @@ fn an_import_that_is_killed_is_swept() {
     assert_eq!(left(&machine), before);
 }
 
+/// A jail on a chain of templates, whose base is a directory that other hosts do not have.
+fn on_a_chain(machine: &Machine) -> PathBuf {
+    let base = machine.path().join("base");
+    crate::templates::busybox_root(&base);
+    std::fs::create_dir(base.join("srv")).unwrap();
+    std::fs::write(base.join("srv/su"), "x").unwrap();
+    std::os::unix::fs::chown(base.join("srv/su"), Some(5), Some(6)).unwrap();
+    std::fs::set_permissions(base.join("srv/su"), PermissionsExt::from_mode(0o4750)).unwrap();
+    std::fs::hard_link(base.join("srv/su"), base.join("srv/hard")).unwrap();
+    let old = std::fs::File::options().write(true).open(base.join("etc/motd")).unwrap();
+    old.set_modified(std::time::UNIX_EPOCH - std::time::Duration::from_millis(1500)).unwrap();
+    machine.write(
+        "templates/bottom/template.toml",
+        &format!(
+            "[base]\ndirectory = '{}'\n[build]\nrun = [\"rm /etc/passwd\", \"echo built > /srv/built\"]\n",
+            base.display()
+        ),
+    );
+    machine.write("templates/bottom/hello.tera", "hello from {{ name }}\n");
+    let file = "[[file]]\nsource = 'hello.tera'\ntarget = '/srv/hello'\nmode = '0640'\ngroup = 7\non_change = { reload = ['true'] }\n";
+    let bottom = machine.path().join("etc/templates/bottom/template.toml");
+    let whole = std::fs::read_to_string(&bottom).unwrap() + file;
+    std::fs::write(&bottom, whole).unwrap();
+    machine.write("templates/top/template.toml", "[base]\ntemplate = 'bottom'\n");
+    machine.write("templates/top/files/srv/copied", "copied\n");
+    machine.jail("a", "template = 'top'\n[exec]\ncommand = ['/bin/sleep', '1000']\n");
+    machine.good(&["apply"]);
+    machine.inside("a", "echo own > /srv/own; busybox rm /srv/built");
+    let file = machine.path().join("full.tar.zst");
+    machine.good(&["export", "--full", "a", &text(&file)]);
+    file
+}
+
+const STANDS: &str = "cd /srv; busybox stat -c '%n %a %u:%g %h' *; busybox stat -c '%n %Y' copied hard own /etc/motd; cat own copied hello; ls /etc";
+
+fn layers(state: &Path) -> Vec<PathBuf> {
+    let entries = std::fs::read_dir(state.join("layers")).unwrap().map(|entry| entry.unwrap().path());
+    let mut layers: Vec<PathBuf> =
+        entries.filter(|path| !path.file_name().unwrap().to_string_lossy().starts_with(".lock-")).collect();
+    layers.sort();
+    layers
+}
+
+#[test]
+fn a_full_archive_needs_nothing_of_its_new_host() {
+    let Some(machine) = Machine::new() else { return };
+    let file = on_a_chain(&machine);
+    let here = machine.inside("a", STANDS);
+    assert!(here.contains("su 4750 5:6 2") && here.contains("/etc/motd -2"), "{here}");
+    std::fs::rename(machine.path().join("base"), machine.path().join("gone")).unwrap();
+    let other = machine.path().join("other");
+    let there = |args: &[&str]| good(&run(&machine, &elsewhere(&machine, &other, args)));
+    let said = there(&["import", "-n", &text(&file)]);
+    assert!(said.contains("brings    layer sha256-") && !said.contains("needs"), "{said}");
+    assert!(said.contains("templates/imported-a") && !said.contains("templates/top"), "{said}");
+    there(&["import", &text(&file)]);
+    there(&["apply"]);
+    assert_eq!(there(&["exec", "a", "--", "sh", "-c", STANDS]), here);
+    there(&["check"]);
+    let verified = there(&["template", "verify"]);
+    assert!(verified.lines().count() == 3 && verified.lines().all(|line| line.ends_with("as it was made")));
+    // Nobody's layers but those that are named after what is in them, and they are found again.
+    let before = layers(&other.join("state"));
+    let own = layers(&machine.state());
+    assert!(before.iter().all(|layer| own.iter().all(|other| other.file_name() != layer.file_name())));
+    let items: Value = serde_json::from_str(&there(&["import", "--json", &text(&file), "b"])).unwrap();
+    let brought = items["items"][0]["layers"].as_array().unwrap().clone();
+    assert!(brought.len() == 3 && brought.iter().all(|layer| layer["here"] == true), "{brought:?}");
+    there(&["apply"]);
+    let b = there(&["exec", "b", "--", "sh", "-c", STANDS]);
+    assert_eq!(b, here.replace("from a", "from b"));
+    assert_eq!(layers(&other.join("state")), before);
+    there(&["destroy", "--yes", "a"]);
+    std::fs::remove_file(other.join("etc/jails.d/a.toml")).unwrap();
+    assert!(!there(&["gc", "-n"]).contains("layer"), "a template that cannot build them keeps them");
+    there(&["destroy", "--yes", "b"]);
+    // Beside the jail it comes from it is only another one, also with the templates of this host.
+    machine.good(&["import", &text(&file), "c"]);
+    std::fs::rename(machine.path().join("gone"), machine.path().join("base")).unwrap();
+    machine.good(&["import", "--without-layers", &text(&file), "d"]);
+    machine.good(&["apply"]);
+    assert_eq!(machine.inside("c", STANDS), here.replace("from a", "from c"));
+    assert_eq!(machine.inside("d", STANDS), here.replace("from a", "from d"));
+}
+
+#[test]
+fn layers_of_a_snapshot_and_of_the_host_base_stand_alone_too() {
+    let Some(machine) = Machine::new() else { return };
+    let file = exported(&machine);
+    machine.inside("a", "echo then > /srv/when");
+    machine.good(&["snapshot", "a", "s"]);
+    machine.inside("a", "echo now > /srv/when");
+    machine.write("templates/t/files/etc/own", "changed since\n");
+    machine.good(&["export", "--full", "--snapshot", "s", "a", &text(&file)]);
+    let said = machine.good(&["import", &text(&file), "b"]);
+    assert!(!said.contains("needs"), "{said}");
+    machine.good(&["apply"]);
+    assert_eq!(
+        machine.inside("b", "cat /etc/own /srv/when; ls /usr/bin/env"),
+        "of the template\nthen\n/usr/bin/env\n"
+    );
+    machine.jail("p", "path = '/srv'\n[exec]\ncommand = ['sleep', '1']\n");
+    assert!(
+        machine.status(&["export", "--full", "p", &text(&file)], 1).contains("is a directory of this host")
+    );
+}
+
+/// The archive with the first of each of these texts, of the same length, changed, and all of its
+/// sums right again.
+fn forged(archive: &[u8], changes: &[(&str, &str)]) -> Vec<u8> {
+    let mut plain = zstd::decode_all(archive).unwrap();
+    for (from, to) in changes {
+        assert_eq!(from.len(), to.len());
+        let at = plain.windows(from.len()).position(|text| text == from.as_bytes()).expect(from);
+        plain[at..at + to.len()].copy_from_slice(to.as_bytes());
+    }
+    let mut at = 0;
+    while !plain[at..].starts_with(b"checksum\0") {
+        let mut header = tar::Header::new_old();
+        header.as_mut_bytes().copy_from_slice(&plain[at..at + 512]);
+        header.set_cksum();
+        plain[at..at + 512].copy_from_slice(header.as_bytes());
+        at += 512 + usize::try_from(header.entry_size().unwrap()).unwrap().next_multiple_of(512);
+    }
+    let digest = stockade::template::hex(blake3::hash(&plain[..at]).as_bytes());
+    plain[at + 512..at + 512 + 64].copy_from_slice(digest.as_bytes());
+    zstd::encode_all(plain.as_slice(), 1).unwrap()
+}
+
+#[test]
+fn a_layer_is_what_it_says_or_does_not_come() {
+    let Some(machine) = Machine::new() else { return };
+    let file = on_a_chain(&machine);
+    let whole = std::fs::read(&file).unwrap();
+    let everything = |machine: &Machine| (left(machine), layers(&machine.state()));
+    let before = everything(&machine);
+    let plain = String::from_utf8_lossy(&zstd::decode_all(whole.as_slice()).unwrap()).into_owned();
+    let content = plain.split("\"content\": \"").nth(1).unwrap()[..71].to_owned();
+    let of_a = layers(&machine.state()).pop().unwrap().file_name().unwrap().to_string_lossy().into_owned();
+    let nonsense = format!("sha256-/..{}", "a".repeat(61));
+    for (changes, why) in [
+        (&[("from the base\n", "from the evil\n")][..], "and should have sha256-"),
+        // A layer that a template of this host builds is nobody's to ask for, or to replace.
+        (&[(content.as_str(), of_a.as_str())][..], "and should have sha256-"),
+        (&[(content.as_str(), nonsense.as_str())][..], "names no layer"),
+        (&[("layers/1\0", "layers/9\0")][..], "it is of no layer of the jail"),
+        (&[("layers/1\0", "layers/x\0")][..], "not part of an archive"),
+        (&[("files/0\0", "files/1\0")][..], "out of its order"),
+        (&[("\"/srv/hello\"", "\"/srv/../et\"")][..], "must not go through"),
+    ] {
+        let output = machine.stockade_with(&["import", "-", "b"], &forged(&whole, changes));
+        assert!(output.status.code() == Some(1) && said(&output).contains(why), "{why}: {}", said(&output));
+        assert_eq!(everything(&machine), before, "{why}");
+    }
+    machine.good(&["import", &text(&file), "b"]);
+}
+
+#[test]
+fn a_full_import_that_is_killed_leaves_half_layers_to_the_next() {
+    let Some(machine) = Machine::new() else { return };
+    let base = machine.path().join("base");
+    std::fs::create_dir_all(&base).unwrap();
+    let random = std::fs::File::create(base.join("random")).unwrap();
+    std::io::copy(
+        &mut std::io::Read::take(std::fs::File::open("/dev/urandom").unwrap(), 4 << 20),
+        &mut &random,
+    )
+    .unwrap();
+    let file = on_a_chain(&machine);
+    let whole = std::fs::read(&file).unwrap();
+    let everything = |machine: &Machine| (left(machine), layers(&machine.state()));
+    let before = everything(&machine);
+    for sweep in [&["gc"][..], &["import", "-n", &text(&file), "c"]] {
+        let mut import = machine.command(&["import", "-", "b"]);
+        let mut import = import.stdin(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap();
+        let mut input = import.stdin.take().unwrap();
+        input.write_all(&whole[..whole.len() - 10]).unwrap();
+        input.flush().unwrap();
+        let half =
+            |path: &PathBuf| path.file_name().unwrap().to_string_lossy().starts_with(".building-import-");
+        machine.wait_until("layers have begun", || layers(&machine.state()).iter().any(half));
+        assert!(!machine.good(&["gc", "-n"]).contains("half"), "one that goes on is no garbage");
+        import.kill().unwrap();
+        import.wait().unwrap();
+        assert!(layers(&machine.state()).iter().any(half));
+        assert_eq!(machine.good(&["apply"]), "No changes.\n");
+        machine.good(sweep);
+        machine.good(&["gc"]);
+        assert_eq!(everything(&machine), before);
+    }
+    machine.good(&["import", &text(&file), "b"]);
+    machine.good(&["apply"]);
+    assert_eq!(machine.state_of("b"), "running");
+}
+
 /// One hostile archive: the manifest and definition of a good one, and then `parts`.
 fn hostile(definition: &str, parts: &[(tar::Header, &[u8])]) -> Vec<u8> {
-    use sha2::Digest;
     let mut builder = tar::Builder::new(Vec::new());
     let manifest = "{\"schema\":1,\"version\":\"0\\u001b[31m\",\"name\":\"b\",\"templates\":[\"t\"],\"layers\":[],\
         \"storage\":\"overlay\",\"first_id\":0,\"snapshot\":null,\"entries\":9,\"bytes\":9}";
@@ -271,7 +465,7 @@ fn hostile(definition: &str, parts: &[(tar::Header, &[u8])]) -> Vec<u8> {
         builder.append(header, *contents).unwrap();
     }
     let so_far = builder.get_ref().clone();
-    let digest = stockade::template::hex(&sha2::Sha256::digest(&so_far));
+    let digest = stockade::template::hex(blake3::hash(&so_far).as_bytes());
     let mut header = tar::Header::new_gnu();
     header.set_size(65);
     builder.append_data(&mut header, "checksum", format!("{digest}\n").as_bytes()).unwrap();

@@ -24,7 +24,7 @@ pub fn made_from(source: &LayerSource) -> String {
         LayerSource::Debootstrap(wanted) => format!("debootstrap {}", wanted.suite),
         LayerSource::Build(build) => format!("run {}", build.run.join("; ")),
         LayerSource::Files(files) => format!("{} files of its own", files.len()),
-        LayerSource::Built => "an earlier start".to_owned(),
+        LayerSource::Built => "an earlier start or an import".to_owned(),
     }
 }
 

@@ -5,18 +5,17 @@ use std::collections::BTreeMap;
 use std::ffi::OsStr;
 use std::fs::{self, File};
 use std::io::{self, Read, Write};
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use rustix::fs::{AtFlags, FileType, Stat};
-use sha2::{Digest, Sha256};
 
 use super::copied;
 use super::tree::{DEPTH_MAX, ENTRIES_MAX};
 use crate::sys::file;
-use crate::template::hex;
+use crate::template::{content_name, hex};
 
 const PREFIX: &str = ".manifest-";
 /// The largest, once it is decompressed.
@@ -26,7 +25,7 @@ const CHUNK: usize = 256 << 10;
 const WORDS: &[&str] = &["kind", "mode", "owner", "group", "size", "time", "contents", "attributes"];
 
 /// By the path as it is written: every byte that could be taken for another is escaped.
-type Lines = BTreeMap<String, String>;
+pub type Lines = BTreeMap<String, String>;
 
 /// What became of a layer.
 #[derive(Debug, PartialEq, Eq)]
@@ -44,8 +43,13 @@ fn path(state: &Path, id: &str) -> PathBuf {
 
 /// Writes down what is in the layer `root`; it has no name yet.
 pub fn write(state: &Path, id: &str, root: &OwnedFd) -> Result<()> {
+    put(state, id, &lines(root)?)
+}
+
+/// The same of lines that are known.
+pub fn put(state: &Path, id: &str, lines: &Lines) -> Result<()> {
     let mut text = String::new();
-    for (path, line) in lines(root)? {
+    for (path, line) in lines {
         text.push_str(&format!("{path}\t{line}\n"));
     }
     let packed = zstd::encode_all(text.as_bytes(), 1).context("compress the manifest")?;
@@ -69,20 +73,68 @@ pub fn remove(state: &Path, id: &str) -> Result<()> {
 
 /// Compares a layer with what it held when it was made.
 pub fn verify(state: &Path, id: &str) -> Result<Verdict> {
+    let root = file::open_directory(&super::path(state, id)).with_context(|| format!("open layer {id}"))?;
+    judge(state, id, || lines(&root))
+}
+
+fn judge(state: &Path, id: &str, found: impl FnOnce() -> Result<Lines>) -> Result<Verdict> {
+    Ok(match recorded(state, id) {
+        Ok(None) => Verdict::Unknown,
+        Ok(Some(wanted)) => compare(&wanted, &found()?).map_or(Verdict::Same, Verdict::Differs),
+        Err(_) => Verdict::Differs("its manifest cannot be read".to_owned()),
+    })
+}
+
+/// What was in a layer when it was made, if anybody wrote that down.
+pub fn recorded(state: &Path, id: &str) -> Result<Option<Lines>> {
     let packed = match File::open(path(state, id)) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Verdict::Unknown),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
         other => other.with_context(|| format!("open the manifest of {id}"))?,
     };
     let mut text = String::new();
-    let unpacked =
-        zstd::Decoder::new(packed).and_then(|decoder| decoder.take(BYTES_MAX).read_to_string(&mut text));
-    if unpacked.is_err() {
-        return Ok(Verdict::Differs("its manifest cannot be read".to_owned()));
-    }
+    zstd::Decoder::new(packed)
+        .and_then(|decoder| decoder.take(BYTES_MAX).read_to_string(&mut text))
+        .with_context(|| format!("read the manifest of {id}"))?;
     let split = |line: &str| line.split_once('\t').map(|(path, rest)| (path.to_owned(), rest.to_owned()));
-    let wanted: Lines = text.lines().filter_map(split).collect();
-    let root = file::open_directory(&super::path(state, id)).with_context(|| format!("open layer {id}"))?;
-    Ok(compare(&wanted, &lines(&root)?).map_or(Verdict::Same, Verdict::Differs))
+    Ok(Some(text.lines().filter_map(split).collect()))
+}
+
+/// What is in a layer, wherever it is.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Contents {
+    /// See [`content_name`].
+    pub name: String,
+    pub entries: u64,
+    pub bytes: u64,
+}
+
+impl Contents {
+    /// Of a layer, which has to be as it was made.
+    pub fn verified(state: &Path, id: &str, root: &OwnedFd) -> Result<Self> {
+        let found = lines(root)?;
+        let contents = Self::new(&found);
+        match judge(state, id, || Ok(found))? {
+            Verdict::Differs(what) => bail!("it is not as it was made: {what}"),
+            Verdict::Same | Verdict::Unknown => Ok(contents),
+        }
+    }
+
+    /// Device nodes and sockets do not go along with a layer, so they do not count.
+    pub fn new(lines: &Lines) -> Self {
+        let (mut text, mut contents) = (String::new(), Self { name: String::new(), entries: 0, bytes: 0 });
+        for (path, line) in lines {
+            let words: Vec<&str> = line.split('\t').collect();
+            let [kind, _, _, _, size, _, number, _] = words[..] else { continue };
+            let is_whiteout = kind == "characterdevice" && number == "0";
+            if !is_whiteout && ["characterdevice", "blockdevice", "socket"].contains(&kind) {
+                continue;
+            }
+            text.push_str(&format!("{path}\t{line}\n"));
+            contents.entries += 1;
+            contents.bytes += if kind == "regularfile" { size.parse().unwrap_or(0) } else { 0 };
+        }
+        Self { name: content_name(&text), ..contents }
+    }
 }
 
 fn compare(wanted: &Lines, found: &Lines) -> Option<String> {
@@ -102,7 +154,8 @@ fn compare(wanted: &Lines, found: &Lines) -> Option<String> {
     })
 }
 
-fn lines(root: &OwnedFd) -> Result<Lines> {
+/// What is in the directory now.
+pub fn lines(root: &OwnedFd) -> Result<Lines> {
     let mut lines = Lines::new();
     let stat = rustix::fs::fstat(root).context("stat")?;
     lines.insert(String::new(), line(&stat, "-", &attributes(root)?));
@@ -155,32 +208,43 @@ fn line(stat: &Stat, contents: &str, attributes: &str) -> String {
 }
 
 fn digest(mut file: &File) -> Result<String> {
-    let mut digest = Sha256::new();
+    let mut digest = blake3::Hasher::new();
     let mut buffer = vec![0; CHUNK];
     loop {
         match file.read(&mut buffer) {
-            Ok(0) => return Ok(hex(&digest.finalize())),
-            Ok(count) => digest.update(&buffer[..count]),
+            Ok(0) => return Ok(hex(digest.finalize().as_bytes())),
+            Ok(count) => drop(digest.update(&buffer[..count])),
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
             Err(error) => return Err(error).context("read"),
         }
     }
 }
 
+/// What a layer is made to hold of attributes. Of overlayfs's own marks those that hide what is
+/// below: the others speak of where something was written, or lead elsewhere.
+pub fn is_kept(name: &str) -> bool {
+    name.starts_with("user.")
+        || name.starts_with("system.posix_acl_")
+        || name == "security.capability"
+        || name == "trusted.overlay.opaque"
+        || name == "trusted.overlay.whiteout"
+}
+
 /// One digest of all of them, so that a line stays a line.
 fn attributes(entry: &OwnedFd) -> Result<String> {
-    let file = File::from(entry.try_clone().context("duplicate a descriptor")?);
-    let mut all = file::attributes(&file, "").context("read attributes")?;
+    let mut all = file::all_attributes(entry.as_fd()).context("read attributes")?;
+    all.retain(|(name, _)| name.to_str().is_some_and(is_kept));
     if all.is_empty() {
         return Ok("-".to_owned());
     }
     all.sort();
-    let mut digest = Sha256::new();
+    let mut digest = blake3::Hasher::new();
     for (name, value) in all {
-        digest.update(format!("{} {} ", name.display(), value.len()));
+        digest.update(format!("{} {} ", name.len(), value.len()).as_bytes());
+        digest.update(name.as_bytes());
         digest.update(&value);
     }
-    Ok(hex(&digest.finalize()))
+    Ok(hex(digest.finalize().as_bytes()))
 }
 
 #[cfg(test)]

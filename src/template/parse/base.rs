@@ -9,16 +9,18 @@ use toml::Spanned;
 use super::{Item, Reader, Table};
 use crate::desired::{Blob, Kept};
 use crate::diagnostic::Diagnostic;
+use crate::template::image::Run;
 use crate::template::{Base, hex};
 
 /// Keys of `[base]`, of which exactly one says what the base is.
-const BASES: &[&str] = &["host", "directory", "tar", "template", "debootstrap", "oci"];
+const BASES: &[&str] = &["host", "directory", "tar", "template", "debootstrap", "oci", "layers"];
 /// The bases that are archives; a template is one with `changes` over it.
 const ARCHIVES: &[&str] = &["tar", "oci", "template"];
 /// The other keys of `[base]`, and the bases they go with.
 const QUALIFIERS: &[(&str, &[&str])] = &[
     ("sha256", &["tar", "template"]),
     ("changes", &["template"]),
+    ("run", &["layers"]),
     ("version", &["directory", "debootstrap"]),
     ("reference", &["oci"]),
     ("setuid", ARCHIVES),
@@ -32,6 +34,8 @@ pub struct Found {
     pub span: Range<usize>,
     pub kept: Kept,
     pub changes: Option<Blob>,
+    pub layers: Vec<String>,
+    pub run: Option<Run>,
 }
 
 impl Reader<'_> {
@@ -47,7 +51,9 @@ impl Reader<'_> {
         };
         let known: Vec<&str> = BASES.iter().chain(QUALIFIERS.iter().map(|(key, _)| key)).copied().collect();
         self.only(table, &known);
-        let mut given = table.iter().filter(|(key, _)| BASES.contains(&key.get_ref().as_ref()));
+        // An import may bring layers over the host's own /usr.
+        let is_base = |key: &str| BASES.contains(&key) && (key != "layers" || !table.contains_key("host"));
+        let mut given = table.iter().filter(|(key, _)| is_base(key.get_ref()));
         let Some((key, value)) = given.next() else {
             self.at(item.span(), format!("`[base]` says none of {}", BASES.join(", ")));
             return None;
@@ -61,7 +67,10 @@ impl Reader<'_> {
         let kept = self.kept(table);
         let base = self.one_base(table, key, value)?;
         let changes = self.changes(table);
-        Some(Found { base, span: key.span().start..value.span().end, kept: kept?, changes })
+        let layers = table.get("layers").map_or(Some(Vec::new()), |item| self.layers(item));
+        let run = table.get("run").and_then(|item| self.run(item));
+        let span = key.span().start..value.span().end;
+        Some(Found { base, span, kept: kept?, changes, layers: layers?, run })
     }
 
     fn kept(&mut self, table: &Table<'_>) -> Option<Kept> {
@@ -133,6 +142,7 @@ impl Reader<'_> {
                 Some(Base::Oci { path: self.path(value)?, reference: reference? })
             }
             "template" => self.string(value).map(Base::Template),
+            "layers" => Some(Base::Imported),
             _ => {
                 let version = other("version");
                 let debootstrap = self.debootstrap(value);

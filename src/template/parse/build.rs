@@ -53,7 +53,7 @@ impl Reader<'_> {
         Some(text)
     }
 
-    fn environment(&mut self, item: &Item<'_>) -> Option<Vec<(String, String)>> {
+    pub fn environment(&mut self, item: &Item<'_>) -> Option<Vec<(String, String)>> {
         let Some(table) = item.get_ref().as_table() else {
             self.mismatch(item, "a table such as { LANG = \"C.UTF-8\" }");
             return None;

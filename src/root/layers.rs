@@ -201,11 +201,12 @@ fn fill(
         LayerSource::Built => bail!("it was made, or imported, once and is gone"),
         LayerSource::Files(files) => copied::files(files, tree)?,
     }
+    let digests = filled.take_digests();
     let root = filled.settle()?;
     // One waits for the disk, the other for the processor.
     std::thread::scope(|scope| {
         let synced = scope.spawn(|| rustix::fs::syncfs(&root).context("sync the file system"));
-        let written = manifest::write(site.state, &layer.id, &root);
+        let written = manifest::write(site.state, &layer.id, &root, &digests);
         synced.join().map_err(|_| anyhow!("the syncing thread died"))?.and(written)
     })?;
     // What comes after the rename may be cut off, and nobody builds a layer that is there.

@@ -13,7 +13,7 @@ use anyhow::{Context, Result, bail, ensure};
 use rustix::fs::{AtFlags, FileType, Stat};
 
 use super::copied;
-use super::tree::{DEPTH_MAX, ENTRIES_MAX};
+use super::tree::{DEPTH_MAX, Digests, ENTRIES_MAX};
 use crate::sys::file;
 use crate::template::{content_name, hex};
 
@@ -42,8 +42,8 @@ fn path(state: &Path, id: &str) -> PathBuf {
 }
 
 /// Writes down what is in the layer `root`; it has no name yet.
-pub fn write(state: &Path, id: &str, root: &OwnedFd) -> Result<()> {
-    put(state, id, &lines(root)?)
+pub fn write(state: &Path, id: &str, root: &OwnedFd, known: &Digests) -> Result<()> {
+    put(state, id, &lines_with(root, known)?)
 }
 
 /// The same of lines that are known.
@@ -156,35 +156,53 @@ fn compare(wanted: &Lines, found: &Lines) -> Option<String> {
 
 /// What is in the directory now.
 pub fn lines(root: &OwnedFd) -> Result<Lines> {
+    lines_with(root, &Digests::new())
+}
+
+fn lines_with(root: &OwnedFd, known: &Digests) -> Result<Lines> {
     let mut lines = Lines::new();
     let stat = rustix::fs::fstat(root).context("stat")?;
     lines.insert(String::new(), line(&stat, "-", &attributes(root)?));
-    directory(root, "", 0, &mut lines)?;
+    directory(root, ("", 0), known, &mut lines)?;
     Ok(lines)
 }
 
 /// The recursion is bounded by `DEPTH_MAX`.
-fn directory(from: &OwnedFd, above: &str, depth: usize, lines: &mut Lines) -> Result<()> {
+fn directory(
+    from: &OwnedFd,
+    (above, depth): (&str, usize),
+    known: &Digests,
+    lines: &mut Lines,
+) -> Result<()> {
     ensure!(depth <= DEPTH_MAX, "{above} is more than {DEPTH_MAX} directories deep");
     let most = usize::try_from(ENTRIES_MAX).unwrap_or(usize::MAX);
     for name in file::names(from, most).with_context(|| format!("list {above}"))? {
         let path = format!("{above}/{}", name.as_bytes().escape_ascii());
-        entry(from, &name, &path, depth, lines).with_context(|| path.clone())?;
+        let said = entry(from, &name, (&path, depth), known, lines).with_context(|| path.clone())?;
+        lines.insert(path, said);
     }
     Ok(())
 }
 
-fn entry(from: &OwnedFd, name: &OsStr, path: &str, depth: usize, lines: &mut Lines) -> Result<()> {
+fn entry(
+    from: &OwnedFd,
+    name: &OsStr,
+    (path, depth): (&str, usize),
+    known: &Digests,
+    lines: &mut Lines,
+) -> Result<String> {
     let stat = rustix::fs::statat(from, name, AtFlags::SYMLINK_NOFOLLOW).context("stat")?;
-    let said = match FileType::from_raw_mode(stat.st_mode) {
+    Ok(match FileType::from_raw_mode(stat.st_mode) {
         FileType::Directory => {
             let child = file::open_child(from, name).context("open")?;
-            directory(&child, path, depth + 1, lines)?;
+            directory(&child, (path, depth + 1), known, lines)?;
             line(&stat, "-", &attributes(&child)?)
         }
         FileType::RegularFile => {
             let file = copied::open_regular(from, name)?;
-            let digest = digest(&file)?;
+            let size = u64::try_from(stat.st_size).unwrap_or(0);
+            let written = known.get(&stat.st_ino).filter(|(written, _)| *written == size);
+            let digest = written.map_or_else(|| digest(&file), |(_, digest)| Ok(hex(digest.as_bytes())))?;
             line(&stat, &digest, &attributes(&OwnedFd::from(file))?)
         }
         FileType::Symlink => {
@@ -192,9 +210,7 @@ fn entry(from: &OwnedFd, name: &OsStr, path: &str, depth: usize, lines: &mut Lin
             line(&stat, &target.as_bytes().escape_ascii().to_string(), "-")
         }
         _ => line(&stat, &stat.st_rdev.to_string(), "-"),
-    };
-    lines.insert(path.to_owned(), said);
-    Ok(())
+    })
 }
 
 /// In the order of [`WORDS`]; a directory has no size of its own.
@@ -264,7 +280,7 @@ mod tests {
         let verdict = || verify(state, "sha256-x").expect("verified");
         assert_eq!(verdict(), Verdict::Unknown);
         let root = file::open_directory(&layer).expect("it is there");
-        write(state, "sha256-x", &root).expect("written");
+        write(state, "sha256-x", &root, &Digests::new()).expect("written");
         assert_eq!(verdict(), Verdict::Same);
         let check = |expect: &str| match verdict() {
             Verdict::Differs(what) => assert!(what.starts_with(expect), "{what}"),

@@ -6,6 +6,7 @@ mod below;
 mod budget;
 mod metadata;
 
+use std::collections::HashMap;
 use std::ffi::{OsStr, OsString};
 use std::fs::File;
 use std::io::{self, Read, Write};
@@ -58,7 +59,13 @@ pub struct Tree {
     below: Below,
     /// What contents are read into.
     buffer: Vec<u8>,
+    digests: Digests,
+    /// Of the file that is being filled.
+    digest: Option<blake3::Hasher>,
 }
+
+/// Size and digest of files, by inode, as they were written: they need not be read again.
+pub type Digests = HashMap<u64, (u64, blake3::Hash)>;
 
 impl Tree {
     /// `root` is an empty directory that nobody else writes to.
@@ -72,6 +79,8 @@ impl Tree {
             defaults: Vec::new(),
             below: Below::default(),
             buffer: Vec::new(),
+            digests: Digests::new(),
+            digest: None,
         }
     }
 
@@ -152,13 +161,38 @@ impl Tree {
     ) -> anyhow::Result<()> {
         ensure!(contents.size <= self.budget.bytes, "more than {BYTES_MAX} bytes");
         let (file, temporary) = self.create(path)?;
-        let filled = self.fill(&file, contents).and_then(|()| {
+        let filled = self.fill_and_digest(&file, contents).and_then(|()| {
             own(&file, metadata)?;
             // After the owner, whose change takes a file's capabilities away.
             set_attributes(&file, attributes)?;
             rustix::fs::futimens(&file, &times(metadata.mtime)).context("set times")
         });
         self.put(path, temporary, filled)
+    }
+
+    /// A file with holes is not digested while it is written, for these count too.
+    fn fill_and_digest(&mut self, file: &File, contents: Contents<'_>) -> anyhow::Result<()> {
+        let size = contents.size;
+        let is_whole = contents.parts == [(0, size)] && !self.in_use;
+        self.digest = is_whole.then(blake3::Hasher::new);
+        let filled = self.fill(file, contents);
+        let digest = self.digest.take();
+        filled?;
+        if self.in_use {
+            return Ok(());
+        }
+        // The inode may have been that of a file that is gone.
+        let inode = rustix::fs::fstat(file).context("stat")?.st_ino;
+        match digest {
+            Some(digest) => drop(self.digests.insert(inode, (size, digest.finalize()))),
+            None => drop(self.digests.remove(&inode)),
+        }
+        Ok(())
+    }
+
+    /// The digests of what it holds, as far as they are known.
+    pub fn take_digests(&mut self) -> Digests {
+        std::mem::take(&mut self.digests)
     }
 
     fn fill(&mut self, file: &File, contents: Contents<'_>) -> anyhow::Result<()> {
@@ -219,6 +253,10 @@ impl Tree {
     /// Makes a regular file with the contents of an open one, sharing blocks where that is possible.
     pub fn copy(&mut self, path: &Path, metadata: Metadata, source: &File) -> anyhow::Result<File> {
         let (file, temporary) = self.create(path)?;
+        if !self.digests.is_empty() {
+            // The inode may have been that of a file that is gone.
+            self.digests.remove(&rustix::fs::fstat(&file).context("stat")?.st_ino);
+        }
         let filled = self.copy_contents(&file, source).and_then(|()| finish(&file, metadata));
         self.put(path, temporary, filled).map(|()| file)
     }
@@ -244,6 +282,9 @@ impl Tree {
                 break;
             }
             to.write_all(&self.buffer[..count]).context("write")?;
+            if let Some(digest) = &mut self.digest {
+                digest.update(&self.buffer[..count]);
+            }
             copied += count as u64;
         }
         self.budget.bytes(copied)?;

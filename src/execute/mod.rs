@@ -30,7 +30,7 @@ use crate::limits::Hierarchies;
 use crate::live::{BACK_OFF_MAX_MS, JailState, Live, Record, Restarts};
 use crate::plan::{self, Action, ActionKind, Plan};
 use crate::storage::Ground;
-use crate::sys::mount;
+use crate::sys::{mount, process};
 use crate::{network, root};
 
 pub use build::{BuildLayer, clear_killed, layers_of, needs_layers};
@@ -139,14 +139,19 @@ fn own_program() -> Result<OwnedFd> {
     Ok(copy)
 }
 
-/// What a hook is told.
+/// What stands for a root where there is none: with nothing there, `$STOCKADE_ROOT/etc` would be
+/// the host's.
+const NO_ROOT: &str = "/dev/null";
+
+/// What a hook is told. The number of an init that has ended may be another process's by now.
 pub fn facts<'a>(jail: &'a Jail, record: &'a Record) -> hook::Facts<'a> {
-    let root = match (&jail.path, record.init) {
+    let init = record.init.filter(|init| process::alive(*init));
+    let root = match (&jail.path, init) {
         (Some(path), _) => path.display().to_string(),
         (None, Some(init)) => format!("/proc/{}/root", init.pid),
-        (None, None) => String::new(),
+        (None, None) => NO_ROOT.to_owned(),
     };
-    hook::Facts { jail, instance: &record.instance, root, pid: record.init.map(|init| init.pid) }
+    hook::Facts { jail, instance: &record.instance, root, pid: init.map(|init| init.pid) }
 }
 
 /// Half of the machine's memory, the kernel's own default size of a tmpfs.

@@ -3,7 +3,7 @@
 use std::fs::File;
 use std::io::{Read, Seek, Write};
 use std::os::fd::OwnedFd;
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -155,9 +155,10 @@ fn wait_once(path: &Path, waiting: &dyn Fn(&str)) -> Result<Lock> {
     Ok(Lock { file })
 }
 
+/// Whoever may open it may hold it, by flock(2), and keep everybody else waiting.
 fn open(path: &Path) -> Result<File> {
     let mut options = File::options();
-    options.read(true).write(true).create(true).truncate(false);
+    options.read(true).write(true).create(true).truncate(false).mode(0o600);
     options.open(path).with_context(|| format!("open {}", path.display()))
 }
 
@@ -186,6 +187,20 @@ mod tests {
         assert!(!try_lock(&file, &path).unwrap());
         drop(keepers);
         assert!(try_lock(&file, &path).unwrap());
+    }
+
+    #[test]
+    fn nobody_else_can_open_a_lock_and_hold_it() {
+        let directory = tempfile::tempdir().unwrap();
+        let paths = Paths { run: directory.path().join("run"), ..Paths::default() };
+        drop(all(&paths, &|_| ()).unwrap());
+        let modes: Vec<u32> = std::fs::read_dir(&paths.run)
+            .unwrap()
+            .map(|entry| entry.unwrap().metadata().unwrap())
+            .filter(std::fs::Metadata::is_file)
+            .map(|found| found.mode() & 0o077)
+            .collect();
+        assert_eq!(modes, [0]);
     }
 
     #[test]

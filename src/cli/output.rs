@@ -44,7 +44,20 @@ pub fn error(options: &Options, error: &anyhow::Error) {
     } else {
         let text = crate::init::program::reason(error);
         eprintln!("stockade: {text}");
+        if let Some(hint) = hint(error, rustix::process::geteuid().is_root()) {
+            eprintln!("  help: {hint}");
+        }
     }
+}
+
+/// What may help with an error that says only what was refused.
+fn hint(error: &anyhow::Error, is_root: bool) -> Option<&'static str> {
+    let refused = |cause: &(dyn std::error::Error + 'static)| {
+        cause
+            .downcast_ref::<std::io::Error>()
+            .is_some_and(|error| error.kind() == std::io::ErrorKind::PermissionDenied)
+    };
+    (!is_root && error.chain().any(refused)).then_some("this needs root")
 }
 
 /// All diagnostics, to standard error.
@@ -82,4 +95,21 @@ pub fn ask(question: &str) -> std::io::Result<Option<bool>> {
     let mut answer = String::new();
     std::io::stdin().read_line(&mut answer)?;
     Ok(Some(matches!(answer.trim(), "y" | "Y" | "yes")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_is_not_root_is_told_so_where_that_is_why() {
+        let error = |errno| {
+            anyhow::Error::new(std::io::Error::from_raw_os_error(errno))
+                .context("make directory /run/stockade")
+        };
+        assert_eq!(hint(&error(libc::EACCES), false), Some("this needs root"));
+        assert_eq!(hint(&error(libc::EPERM), false), Some("this needs root"));
+        assert_eq!(hint(&error(libc::EACCES), true), None);
+        assert_eq!(hint(&error(libc::ENOENT), false), None);
+    }
 }

@@ -393,6 +393,10 @@ pub fn kill(options: &Options, name: &str, number: i32) -> Result<i32> {
 pub fn freeze(options: &Options, names: &[String], freeze: bool) -> Result<i32> {
     let host = Host::open(exec::host(options))?;
     for name in parse(names)? {
+        // Its lock would leave a file of a jail that there is not.
+        if host.journal.record(&name)?.is_none() {
+            return Err(not_running(options, &name));
+        }
         let _lock = lock::jail(&host.journal.paths, &name)?;
         let state = probe::one(&host.journal, &host.config, &host.hierarchies, &name)?.state;
         let cgroup = execute::cgroup(&host, &name)?;

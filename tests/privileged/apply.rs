@@ -124,6 +124,8 @@ fn a_stranger_is_told_apart_from_a_jail_that_is_down() {
         let said = machine.status(&[verb, "wbe"], status);
         assert_eq!(said, "stockade: no jail is named `wbe` (did you mean `web`?)\n", "{verb}");
     }
+    let locks = std::fs::read_dir(machine.run_dir().join("locks")).unwrap().count();
+    assert_eq!(locks, 0, "nothing is made for a name that there is not");
     assert_eq!(machine.status(&["exec", "web", "--", "true"], 125), "stockade: web: it is not running\n");
     assert_eq!(machine.status(&["freeze", "web"], 1), "stockade: web: it is not running\n");
 }

@@ -16,6 +16,12 @@ fn wait_building(machine: &Machine) {
     machine.wait_until("its lines run", || layers(machine).iter().any(|name| name.ends_with("-aside")));
 }
 
+/// Whether it runs, and not as the process that it was.
+fn is_new(machine: &Machine, name: &str, pid: i32) -> bool {
+    let seen = &machine.ls()[name];
+    seen["state"] == "running" && seen["pid"] != pid
+}
+
 #[test]
 fn a_long_build_keeps_nobody_waiting() {
     let Some(mut machine) = Machine::new() else { return };
@@ -29,9 +35,7 @@ fn a_long_build_keeps_nobody_waiting() {
     wait_running(&machine, "quick");
     let first = machine.pid("quick");
     kill(first, Signal::KILL);
-    machine.wait_until("it is restarted", || {
-        machine.state_of("quick") == "running" && machine.pid("quick") != first
-    });
+    machine.wait_until("it is restarted", || is_new(&machine, "quick", first));
     let limits = ["memory.limit_in_bytes", "memory.max"];
     let mut files =
         machine.cgroups().into_iter().flat_map(|at| limits.map(|file| at.join("quick").join(file)));
@@ -123,10 +127,9 @@ fn a_jail_that_another_command_works_on_is_not_waited_for() {
     for pid in pids {
         kill(pid, Signal::KILL);
     }
-    let is_new = |at: usize, name: &str| machine.state_of(name) == "running" && machine.pid(name) != pids[at];
-    machine.wait_until("the other is restarted", || is_new(1, "other"));
-    assert!(!is_new(0, "busy"));
+    machine.wait_until("the other is restarted", || is_new(&machine, "other", pids[1]));
+    assert!(!is_new(&machine, "busy", pids[0]));
     drop(lock);
-    machine.wait_until("and then this one", || is_new(0, "busy"));
+    machine.wait_until("and then this one", || is_new(&machine, "busy", pids[0]));
     assert!(!log(&machine).contains("error"), "{}", log(&machine));
 }

@@ -173,6 +173,7 @@ fn parts(
         storage: kind,
         first_id,
         snapshot: snapshot.map(|snapshot| snapshot.label),
+        writes: !writes.is_empty(),
         entries,
         bytes,
         alone: None,

@@ -218,7 +218,7 @@ impl Job<'_> {
     }
 
     fn writes(&self, manifest: &Manifest, places: &mut Places) -> Result<Option<OwnedFd>> {
-        if manifest.entries == 0 {
+        if !manifest.writes {
             return Ok(None);
         }
         let state = &self.paths().state;

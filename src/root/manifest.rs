@@ -41,8 +41,10 @@ pub struct Manifest {
     pub first_id: u32,
     /// The snapshot it was taken from.
     pub snapshot: Option<String>,
-    /// Of its own writes, counted before they were packed; what snapshots have set aside is counted
-    /// with what now lies over it.
+    /// Its own writes are part of the archive.
+    pub writes: bool,
+    /// Of its own writes, counted before they were packed, when it may not have written any yet;
+    /// what snapshots have set aside is counted with what now lies over it.
     pub entries: u64,
     pub bytes: u64,
     /// What goes along so that the jail needs no template of the host it comes to.
@@ -91,6 +93,7 @@ mod tests {
             storage: Kind::Overlay,
             first_id: 65_536,
             snapshot: None,
+            writes: true,
             entries: 1,
             bytes: 2,
             alone: None,

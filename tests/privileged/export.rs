@@ -450,11 +450,12 @@ fn a_full_import_that_is_killed_leaves_half_layers_to_the_next() {
     assert_eq!(machine.state_of("b"), "running");
 }
 
-/// One hostile archive: the manifest and definition of a good one, and then `parts`.
+/// One hostile archive: the manifest and definition of a good one, and then `parts`. The manifest
+/// counts none of them: a jail may begin to write when it has been counted.
 fn hostile(definition: &str, parts: &[(tar::Header, &[u8])]) -> Vec<u8> {
     let mut builder = tar::Builder::new(Vec::new());
     let manifest = "{\"schema\":1,\"version\":\"0\\u001b[31m\",\"name\":\"b\",\"templates\":[\"t\"],\"layers\":[],\
-        \"storage\":\"overlay\",\"first_id\":0,\"snapshot\":null,\"entries\":9,\"bytes\":9}";
+        \"storage\":\"overlay\",\"first_id\":0,\"snapshot\":null,\"writes\":true,\"entries\":0,\"bytes\":0}";
     for (name, text) in [("manifest.json", manifest), ("definition.toml", definition)] {
         let mut header = tar::Header::new_gnu();
         header.set_size(text.len() as u64);

@@ -14,6 +14,7 @@ use crate::journal::{ids, lock, now_ms};
 use crate::live::Live;
 use crate::plan::{self, Action, ActionKind, Plan};
 use crate::probe;
+use crate::root;
 use crate::source::{self, Known};
 
 /// Looks at files that change each time before what they ask for is done.
@@ -91,125 +92,131 @@ fn carry_out(
     paths: &Paths,
     options: &PassOptions<'_>,
     mut known: Option<&mut Known>,
-    planner: &dyn Fn(&Desired, &Live) -> Plan,
+    planner: Planner<'_>,
 ) -> Result<Passed> {
-    let mut before = Before::default();
+    let mut rounds = Rounds { paths, options, planner, unbuilt: BTreeMap::new(), shown: Vec::new() };
     for _ in 0..TRIES_MAX {
         let host = Host::look(source::host(paths))?;
         let apply = options.apply && host.config.broken.is_none();
         let lock = if apply { Some(lock::all(&host.journal.paths, options.waiting)?) } else { None };
         if apply {
-            ids::check_pool(&host.journal.paths.state, host.config.ids)?;
-            execute::snapshot::settle_all(&host);
-            execute::clear_killed(&host).context("clear what killed builds left")?;
+            settle(&host)?;
         }
         // Read under the lock: what was read before another pass had its turn is of the past.
-        let (loaded, live) = look(paths, known.as_deref_mut(), &host)?;
-        if loaded.0.host != host.config {
+        let found = look(paths, known.as_deref_mut(), &host)?;
+        if found.0.0.host != host.config {
             continue;
         }
-        let passed = act(&host, paths, loaded, live, options, apply, planner, &mut before)?;
+        let passed = rounds.one(&host, found, apply)?;
         let Some(build) = options.build.filter(|_| apply && !passed.applied) else { return Ok(passed) };
         // Without the lock, for a build may take its time and others need not wait; what is wanted
         // after it is read anew.
         drop(lock);
-        before.unbuilt.extend(execute::layers_of(&host, &passed.desired, &passed.plan, build));
+        rounds.unbuilt.extend(execute::layers_of(&host, &passed.desired, &passed.plan, build));
         ensure!(!execute::interrupted(), "interrupted while layers were built");
     }
     bail!("read the definitions: they change all the time")
 }
 
-/// What is known of an earlier round of the same pass.
-#[derive(Default)]
-struct Before {
+/// Finishes or undoes what others were cut off over.
+fn settle(host: &Host) -> Result<()> {
+    ids::check_pool(&host.journal.paths.state, host.config.ids)?;
+    execute::snapshot::settle_all(host);
+    root::layers::remove_half_built(&host.journal.paths.state).context("clear what killed builds left")
+}
+
+/// Compares what is wanted with what is.
+type Planner<'p> = &'p dyn Fn(&Desired, &Live) -> Plan;
+
+/// One pass: more than one round where layers have to be built in between.
+struct Rounds<'r> {
+    paths: &'r Paths,
+    options: &'r PassOptions<'r>,
+    planner: Planner<'r>,
     /// Jails whose layers could not be made, with the reason.
     unbuilt: BTreeMap<JailName, String>,
     shown: Vec<Action>,
 }
 
-impl Before {
+impl Rounds<'_> {
+    /// One that has to be made again once layers are built has applied nothing.
+    fn one(&mut self, host: &Host, found: Found, apply: bool) -> Result<Passed> {
+        let mut passed = self.compare(host, found, apply)?;
+        if !apply {
+            return Ok(passed);
+        }
+        if passed.plan.actions.iter().any(|action| action.kind == ActionKind::Remove) {
+            std::thread::sleep(AWAY);
+            let found = look(self.paths, None, host)?;
+            ensure!(found.0.0.host == host.config, "read stockade.toml: it changes just now");
+            passed = self.compare(host, found, apply)?;
+        }
+        execute::clear_unrecorded(&host.journal, &passed.desired, &passed.live);
+        execute::clear_dead(host, &passed.desired, &passed.live);
+        if self.options.build.is_none() {
+            self.leave_what_lasts(host, &mut passed)?;
+        }
+        self.show(&passed.plan);
+        if self.options.build.is_some() && execute::needs_layers(&passed.desired, &passed.live, &passed.plan)
+        {
+            return Ok(passed);
+        }
+        passed.failures = execute::execute(host, &passed.desired, &passed.plan, self.options.progress);
+        let unbuilt = std::mem::take(&mut self.unbuilt).into_iter();
+        passed.failures.extend(unbuilt.map(|(name, why)| (name, Outcome::Failed(why))));
+        passed.applied = true;
+        Ok(passed)
+    }
+
+    fn compare(
+        &self,
+        host: &Host,
+        ((mut desired, diagnostics), mut live): Found,
+        apply: bool,
+    ) -> Result<Passed> {
+        leave_alone(&mut desired, &self.unbuilt);
+        execute::account(&host.journal, &desired, &mut live, apply)?;
+        let plan = (self.planner)(&desired, &live);
+        Ok(Passed { diagnostics, desired, live, plan, failures: BTreeMap::new(), applied: false })
+    }
+
+    /// Takes out of the plan what may last: the jails that others work on, and those whose layers
+    /// are not there and take time to make.
+    fn leave_what_lasts(&mut self, host: &Host, passed: &mut Passed) -> Result<()> {
+        let busy = busy(host, &passed.plan)?;
+        if !busy.is_empty() {
+            self.plan_without(&busy, passed);
+            passed.plan.wake_ms = passed.plan.wake_ms.into_iter().chain([now_ms() + BUSY_MS]).min();
+        }
+        let build = |host: &Host, _: &str, layer: &Layer| {
+            host.layers(std::slice::from_ref(layer), &|_| crate::supervisor::progress()).map(drop)
+        };
+        self.unbuilt.extend(execute::layers_of(host, &passed.desired, &passed.plan, &build));
+        if !self.unbuilt.is_empty() {
+            self.plan_without(&self.unbuilt, passed);
+        }
+        Ok(())
+    }
+
+    /// Plans again without these; what was to be looked at again is so all the same.
+    fn plan_without(&self, jails: &BTreeMap<JailName, String>, passed: &mut Passed) {
+        leave_alone(&mut passed.desired, jails);
+        let wake_ms = passed.plan.wake_ms;
+        passed.plan = (self.planner)(&passed.desired, &passed.live);
+        passed.plan.wake_ms = passed.plan.wake_ms.into_iter().chain(wake_ms).min();
+    }
+
     /// Shows a plan that has more to it than the one that was shown.
-    fn show(&mut self, plan: &Plan, options: &PassOptions<'_>) {
+    fn show(&mut self, plan: &Plan) {
         let same = |one: &Action, other: &Action| {
             (&one.name, one.kind, &one.changes) == (&other.name, other.kind, &other.changes)
         };
         let is_known = |action: &Action| self.shown.iter().any(|shown| same(shown, action));
         if self.shown.is_empty() || !plan.actions.iter().all(is_known) {
-            (options.planned)(plan);
+            (self.options.planned)(plan);
             self.shown.clone_from(&plan.actions);
         }
     }
-}
-
-/// One round of a pass; one that has to be made again once layers are built has applied nothing.
-#[allow(clippy::too_many_arguments)] // All that a pass is about, once.
-fn act(
-    host: &Host,
-    paths: &Paths,
-    (mut desired, mut diagnostics): (Desired, Vec<Diagnostic>),
-    mut live: Live,
-    options: &PassOptions<'_>,
-    apply: bool,
-    planner: &dyn Fn(&Desired, &Live) -> Plan,
-    before: &mut Before,
-) -> Result<Passed> {
-    leave_alone(&mut desired, &before.unbuilt);
-    execute::account(&host.journal, &desired, &mut live, apply)?;
-    let mut plan = planner(&desired, &live);
-    if apply && plan.actions.iter().any(|action| action.kind == ActionKind::Remove) {
-        std::thread::sleep(AWAY);
-        ((desired, diagnostics), live) = look(paths, None, host)?;
-        leave_alone(&mut desired, &before.unbuilt);
-        ensure!(desired.host == host.config, "read stockade.toml: it changes just now");
-        execute::account(&host.journal, &desired, &mut live, apply)?;
-        plan = planner(&desired, &live);
-    }
-    let mut failures = BTreeMap::new();
-    if !apply {
-        return Ok(Passed { diagnostics, desired, live, plan, failures, applied: false });
-    }
-    if options.build.is_none() {
-        plan = in_passing(host, &mut desired, &live, plan, planner, &mut before.unbuilt)?;
-    }
-    before.show(&plan, options);
-    if options.build.is_some() && execute::needs_layers(&desired, &live, &plan) {
-        return Ok(Passed { diagnostics, desired, live, plan, failures, applied: false });
-    }
-    execute::clear_unrecorded(&host.journal, &desired, &live);
-    execute::clear_dead(host, &desired, &live);
-    failures.extend(execute::execute(host, &desired, &plan, options.progress));
-    let unbuilt = std::mem::take(&mut before.unbuilt);
-    failures.extend(unbuilt.into_iter().map(|(name, why)| (name, Outcome::Failed(why))));
-    Ok(Passed { diagnostics, desired, live, plan, failures, applied: true })
-}
-
-/// The plan of a pass that waits for nothing that may last: without the jails that others work on,
-/// and with only such layers made as take no time.
-fn in_passing(
-    host: &Host,
-    desired: &mut Desired,
-    live: &Live,
-    mut plan: Plan,
-    planner: &dyn Fn(&Desired, &Live) -> Plan,
-    unbuilt: &mut BTreeMap<JailName, String>,
-) -> Result<Plan> {
-    let busy = busy(host, &plan)?;
-    if !busy.is_empty() {
-        leave_alone(desired, &busy);
-        plan = planner(desired, live);
-        plan.wake_ms = plan.wake_ms.into_iter().chain([now_ms() + BUSY_MS]).min();
-    }
-    let build = |host: &Host, _: &str, layer: &Layer| {
-        host.layers(std::slice::from_ref(layer), &|_| crate::supervisor::progress()).map(drop)
-    };
-    unbuilt.extend(execute::layers_of(host, desired, &plan, &build));
-    if !unbuilt.is_empty() {
-        leave_alone(desired, unbuilt);
-        let wake_ms = plan.wake_ms;
-        plan = planner(desired, live);
-        plan.wake_ms = plan.wake_ms.into_iter().chain(wake_ms).min();
-    }
-    Ok(plan)
 }
 
 /// The jails of a plan that a snapshot or another verb has locked.
@@ -223,8 +230,11 @@ fn busy(host: &Host, plan: &Plan) -> Result<BTreeMap<JailName, String>> {
     Ok(busy)
 }
 
-/// What is wanted and what is, found side by side: neither alone keeps all cores busy.
-fn look(paths: &Paths, known: Option<&mut Known>, host: &Host) -> Result<((Desired, Vec<Diagnostic>), Live)> {
+/// What is wanted, with what is wrong in the files, and what is.
+type Found = ((Desired, Vec<Diagnostic>), Live);
+
+/// Found side by side: neither alone keeps all cores busy.
+fn look(paths: &Paths, known: Option<&mut Known>, host: &Host) -> Result<Found> {
     let probe = || probe::probe(&host.journal, &host.config, &host.hierarchies);
     std::thread::scope(|scope| {
         let beside = std::thread::Builder::new().spawn_scoped(scope, probe);

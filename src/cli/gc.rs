@@ -290,7 +290,7 @@ impl Look {
         let state = &journal.paths.state;
         match garbage {
             Garbage::Layer(id) => root::layers::remove(state, id),
-            Garbage::HalfLayer(_) => root::layers::remove_half_built(state, &|_| ()),
+            Garbage::HalfLayer(_) => root::layers::remove_half_built(state),
             Garbage::Parent(name) => self.host.hierarchies.remove_parent(name),
             Garbage::HalfImport(dead) => dead.remove(&self.host),
             Garbage::Cgroup(name) => execute::remove_cgroup(&self.host, name),

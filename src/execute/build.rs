@@ -140,8 +140,7 @@ fn start(host: &Host, spec: &Spec, limit: Duration) -> Result<Program> {
 
 /// The jail as if it were defined: the lines are its `exec.start`, and the last one its command.
 fn wanted(lines: &Build, aside: &Path) -> Result<DesiredJail> {
-    let aside = aside.file_name().unwrap_or_default().to_string_lossy();
-    let name = jail_name(&aside)?;
+    let name = jail_name(&aside.file_name().unwrap_or_default().to_string_lossy())?;
     let (last, first) = lines.run.split_last().context("a build without a line")?;
     let settings = Settings::from([
         ("template".to_owned(), "build".into()),
@@ -163,15 +162,6 @@ fn jail_name(text: &str) -> Result<JailName> {
     let (_, digest) = text.split_once("sha256-").context("a layer without a digest")?;
     let digits: String = digest.chars().take(DIGITS).collect();
     JailName::new(&format!("build-{digits}")).map_err(|error| anyhow!(error))
-}
-
-/// Clears what builders left that were killed: half a layer each, and their jails' cgroups.
-pub fn clear_killed(host: &Host) -> Result<()> {
-    let clear = |id: &str| {
-        // What is in use yet is left to the next pass, or to `gc`.
-        let _ = jail_name(id).and_then(|name| super::remove_cgroup(host, &name));
-    };
-    layers::remove_half_built(&host.journal.paths.state, &clear)
 }
 
 /// Nobody is there to answer a question.

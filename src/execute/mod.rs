@@ -33,7 +33,7 @@ use crate::storage::Ground;
 use crate::sys::{mount, process};
 use crate::{network, root};
 
-pub use build::{BuildLayer, clear_killed, layers_of, needs_layers};
+pub use build::{BuildLayer, layers_of, needs_layers};
 pub use etc::files as etc_files;
 pub use schedule::Outcome;
 pub use start::{instance, refused, spec_of_stopped, start};

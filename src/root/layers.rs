@@ -132,7 +132,7 @@ pub fn ensure(site: Site<'_>, layer: &Layer) -> anyhow::Result<PathBuf> {
     lock.release();
     built.with_context(|| format!("build layer {}", layer.id))?;
     if !was_built {
-        sweep(&site.state.join("layers"), &layers, &|_| ())?;
+        sweep(&site.state.join("layers"), &layers)?;
     }
     Ok(done)
 }
@@ -309,13 +309,11 @@ fn building_id(name: &OsStr) -> Option<&str> {
     Some(id.strip_suffix(ASIDE).unwrap_or(id))
 }
 
-/// Removes what builders left that did not live to the end; `before` is told the layer's id while
-/// nobody else can build it.
-fn sweep(path: &Path, layers: &OwnedFd, before: &dyn Fn(&str)) -> anyhow::Result<()> {
+/// Removes what builders left that did not live to the end.
+fn sweep(path: &Path, layers: &OwnedFd) -> anyhow::Result<()> {
     for name in file::names(layers, LAYERS_MAX).context("list the layers")? {
         let Some(id) = building_id(&name) else { continue };
         let Some(lock) = Lock::try_take(path, id)? else { continue };
-        before(id);
         removal::remove(layers, &name)?;
         lock.release();
     }
@@ -390,9 +388,9 @@ pub fn half_built(state: &Path) -> anyhow::Result<Vec<(String, u64)>> {
     Ok(found)
 }
 
-/// Removes what [`half_built`] lists; see [`sweep`] for `before`.
-pub fn remove_half_built(state: &Path, before: &dyn Fn(&str)) -> anyhow::Result<()> {
-    sweep(&state.join("layers"), &open_layers(state)?, before)
+/// Removes what [`half_built`] lists.
+pub fn remove_half_built(state: &Path) -> anyhow::Result<()> {
+    sweep(&state.join("layers"), &open_layers(state)?)
 }
 
 /// Bytes on the disk; a file with several names is counted once.

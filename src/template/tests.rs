@@ -160,6 +160,74 @@ fn a_build_is_named_by_what_it_stands_on_and_runs() {
 }
 
 #[test]
+fn what_an_import_writes_is_a_template() {
+    let layer = |digit: &str| imported::Brought {
+        id: format!("sha256-{}", "f".repeat(64)),
+        content: format!("sha256-{}", digit.repeat(64)),
+        entries: 1,
+        bytes: 1,
+    };
+    let file = |target: &str, is_expression, on_change| imported::File {
+        target: target.into(),
+        is_expression,
+        mode: 0o4750,
+        uid: 5,
+        gid: 65_535,
+        on_change,
+    };
+    let run = Run {
+        user: "www".into(),
+        workdir: "/srv".into(),
+        env: vec![("A".into(), "a = \"b\"\n[base]".into()), ("B".into(), String::new())],
+        command: vec!["sh".into(), "-c".into(), String::new()],
+    };
+    let mut alone = imported::Alone {
+        layers: vec![layer("a"), layer("b")],
+        host: false,
+        run: Some(run.clone()),
+        files: vec![
+            file("/etc/\"odd\"\nname", true, OnChange::Reload(vec!["kill".into(), "-HUP 1".into()])),
+            file("/etc/plain", false, OnChange::None),
+        ],
+    };
+    let entries = [entry("file-0.tera", Some("{{ name }}")), entry("file-1", Some("{{ name }}"))];
+    let text = imported::text(&alone).expect("text");
+    let template = good(FILE, &text, &entries);
+    assert_eq!(template.base, Base::Imported);
+    assert_eq!(template.image.as_ref().map(|image| &image.run), Some(&run));
+    for (found, wanted) in template.rendered.iter().zip(&alone.files) {
+        assert_eq!(
+            (&found.target, found.is_expression, found.mode, found.uid, found.gid, &found.on_change),
+            (&wanted.target, wanted.is_expression, wanted.mode, wanted.uid, wanted.gid, &wanted.on_change)
+        );
+    }
+    let ids = |text: &str| -> Vec<String> {
+        let all = templates(&[("t", text, &entries)]);
+        layers(&all, "t").expect("good").into_iter().map(|layer| layer.id).collect()
+    };
+    let brought: Vec<String> = alone.layers.iter().map(|layer| layer.content.clone()).collect();
+    assert_eq!(ids(&text), brought);
+    (alone.host, alone.run) = (true, None);
+    let over = ids(&imported::text(&alone).expect("text"));
+    assert!(over.len() == 3 && over[..2] == brought, "over the host's own: {over:?}");
+}
+
+#[test]
+fn the_layers_of_an_import_are_named_as_layers_are() {
+    check_wrong("[base]\nlayers = []", &["2:10: this has to be a list of 1 to 250 layers"]);
+    check_wrong("[base]\nlayers = ['../x']", &["2:11: this has to be the name of a layer"]);
+    check_wrong("[base]\nlayers = 'x'", &["2:10: this has to be a list"]);
+    check_wrong("[base]\ntar = 'x'\nlayers = ['x']", &["2:1: `[base]` has both `layers` and `tar`"]);
+    check_wrong("[base]\nhost = true\nrun = {}", &["3:1: `run` goes with `layers`, not with `host`"]);
+    let layers = format!("[base]\nlayers = ['sha256-{}']\n", "a".repeat(64));
+    check_wrong(&format!("{layers}run = {{ comand = ['x'] }}"), &["3:9: unknown key `comand`"]);
+    check_wrong(
+        &format!("{layers}run = {{ command = 'x' }}"),
+        &["3:19: this has to be a list with a command"],
+    );
+}
+
+#[test]
 fn what_is_kept_of_an_archive_is_part_of_its_layers_name() {
     let digest = "0".repeat(64);
     for base in [

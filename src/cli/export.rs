@@ -64,6 +64,7 @@ pub fn export(options: &Options, asked: &Export) -> Result<i32> {
         !to_pipe || !io::stdout().is_terminal(),
         "export: an archive does not go to a terminal: name a file"
     );
+    ensure!(!asked.file.is_dir(), "{} is a directory: name a file", asked.file.display());
     let (desired, _) = source::load(&options.paths());
     let host = Host::open(desired.host.clone())?;
     process::catch_interrupt()?;

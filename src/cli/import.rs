@@ -82,7 +82,9 @@ fn open(file: &Path) -> Result<File> {
         let copy = rustix::io::fcntl_dupfd_cloexec(io::stdin().as_fd(), 3).context("open standard input")?;
         return Ok(copy.into());
     }
-    File::open(file).with_context(|| format!("open {}", file.display()))
+    let opened = File::open(file).with_context(|| format!("open {}", file.display()))?;
+    anyhow::ensure!(!opened.metadata()?.is_dir(), "{} is a directory", file.display());
+    Ok(opened)
 }
 
 struct Job<'j> {

@@ -19,8 +19,8 @@ use rustix::io::Errno;
 use super::export;
 use super::layers::archive::entry::{self, Item, Keep, Nodes, Source};
 use super::layers::manifest::is_kept;
-use super::layers::stream;
-use super::layers::tree::{Budget, Tree, fill};
+use super::layers::stream::{self, fill};
+use super::layers::tree::{Budget, Tree};
 use super::manifest::{
     CHECKSUM, DEFINITION, FILES, LAYERS, MANIFEST, MANIFEST_BYTES_MAX, Manifest, TEMPLATES, WRITES,
 };
@@ -170,6 +170,8 @@ pub struct Reader<'r> {
     /// Decides, once the head is known, where the rest goes.
     decide: Decide<'r>,
     decided: bool,
+    /// Why it did not, which is no entry's fault.
+    refused: Option<anyhow::Error>,
 }
 
 /// Given the head, gives the directories for the rest.
@@ -197,12 +199,23 @@ pub fn read<'r>(
             left_out: Vec::new(),
             decide,
             decided: false,
+            refused: None,
         };
         let source = Digesting { inner: &stream, digest: &digest, told };
-        entry::each(Box::new(source), &mut |item| reader.entry(item))?;
+        let read = entry::each(Box::new(source), &mut |item| reader.entry(item));
+        if let Some(refused) = reader.refused.take() {
+            return Err(refused);
+        }
+        if reader.head.manifest.is_none() {
+            read.context("it is not an archive of a jail")?;
+        } else {
+            read?;
+        }
         ensure!(reader.verified, "the archive ends before its checksum: it was cut off");
         at_end(&mut **stream.borrow_mut())?;
-        reader.ask()?;
+        if let Err(error) = reader.ask() {
+            return Err(reader.refused.take().unwrap_or(error));
+        }
         reader.end_layer()?;
         for tree in [reader.templates.take(), reader.writes.take()].into_iter().flatten() {
             let filled = tree.settle()?;
@@ -320,7 +333,13 @@ impl Reader<'_> {
     fn ask(&mut self) -> Result<()> {
         if !self.decided {
             self.decided = true;
-            let laid = (self.decide)(&self.head)?;
+            let laid = match (self.decide)(&self.head) {
+                Ok(laid) => laid,
+                Err(error) => {
+                    self.refused = Some(error);
+                    bail!("it is refused");
+                }
+            };
             self.writes = laid.writes.map(Tree::new);
             self.layers = laid.layers;
         }

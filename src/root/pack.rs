@@ -4,6 +4,7 @@
 //! Long names are written as GNU tar does, attributes, holes and times finer than a second as PAX
 //! records, so that other programs read the stream too.
 
+mod contents;
 pub mod stack;
 
 use std::collections::{BTreeMap, HashMap};
@@ -22,6 +23,7 @@ use super::layers::archive::BLOCK;
 use super::layers::copied::open_regular;
 use super::layers::tree::DEPTH_MAX;
 use crate::sys::{file, mount};
+use contents::{Exactly, Stretches};
 use stack::Stack;
 
 /// Entries of one directory.
@@ -424,63 +426,6 @@ fn stretches(file: &File, stat: &Stat) -> anyhow::Result<Option<Vec<(u64, u64)>>
         parts.push((size, 0));
     }
     Ok((!is_whole).then_some(parts))
-}
-
-/// So many bytes of a file: one that has shrunk is filled up, one that has grown is cut.
-struct Exactly<'f> {
-    file: &'f File,
-    left: u64,
-    told: &'f dyn Fn(u64),
-}
-
-impl Read for Exactly<'_> {
-    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        if crate::execute::interrupted() {
-            return Err(io::Error::other("interrupted"));
-        }
-        let most = buffer.len().min(CHUNK).min(usize::try_from(self.left).unwrap_or(CHUNK));
-        if most == 0 {
-            return Ok(0);
-        }
-        let mut count = self.file.read(&mut buffer[..most])?;
-        if count == 0 {
-            buffer[..most].fill(0);
-            count = most;
-        }
-        self.left -= count as u64;
-        (self.told)(count as u64);
-        Ok(count)
-    }
-}
-
-/// The map and then the data of a file with holes.
-struct Stretches<'f> {
-    map: &'f [u8],
-    file: &'f File,
-    parts: &'f [(u64, u64)],
-    /// Bytes read of the first of the parts.
-    done: u64,
-    told: &'f dyn Fn(u64),
-}
-
-impl Read for Stretches<'_> {
-    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        if !self.map.is_empty() {
-            return self.map.read(buffer);
-        }
-        let Some((offset, length)) = self.parts.first().copied() else { return Ok(0) };
-        if self.done == length {
-            (self.parts, self.done) = (&self.parts[1..], 0);
-            return self.read(buffer);
-        }
-        if self.done == 0 {
-            rustix::fs::seek(self.file, SeekFrom::Start(offset))?;
-        }
-        let mut part = Exactly { file: self.file, left: length - self.done, told: self.told };
-        let count = part.read(buffer)?;
-        self.done += count as u64;
-        Ok(count)
-    }
 }
 
 #[cfg(test)]

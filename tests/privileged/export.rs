@@ -148,6 +148,23 @@ fn a_jail_on_snapshots_moves_whole_and_so_does_a_snapshot() {
 }
 
 #[test]
+fn what_is_no_archive_is_called_that() {
+    let Some(machine) = Machine::new() else { return };
+    let file = exported(&machine);
+    let place = text(&machine.path().join("etc"));
+    let definition = text(&machine.path().join("etc/jails.d/a.toml"));
+    for (args, why) in [
+        (["import", &definition, "b"], "it is not an archive of a jail"),
+        (["import", &place, "b"], "etc is a directory"),
+        (["export", "a", &place], "etc is a directory"),
+        (["import", &text(&file), "a"], "stockade: import a: a jail named a is defined"),
+    ] {
+        let said = machine.status(&args, 1);
+        assert!(said.contains(why), "{why}: {said}");
+    }
+}
+
+#[test]
 fn other_programs_read_an_archive() {
     let Some(machine) = Machine::new() else { return };
     let file = exported(&machine);

@@ -107,10 +107,11 @@ fn decompress(
     Ok(source.digest.map(|digest| hex(&digest.finalize())).unwrap_or_default())
 }
 
-fn fill(decoder: &mut Decoder, chunk: &mut [u8]) -> io::Result<usize> {
+/// Reads until the chunk is full, or there is no more.
+pub fn fill(from: &mut dyn Read, chunk: &mut [u8]) -> io::Result<usize> {
     let mut filled = 0;
     while filled < chunk.len() {
-        match decoder.read(&mut chunk[filled..]) {
+        match from.read(&mut chunk[filled..]) {
             Ok(0) => break,
             Ok(count) => filled += count,
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
@@ -146,7 +147,7 @@ fn decoder(mut source: Source) -> io::Result<Decoder> {
     })
 }
 
-impl Decoder {
+impl Read for Decoder {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         match self {
             Decoder::Plain(source) => source.read(buffer),
@@ -155,7 +156,9 @@ impl Decoder {
             Decoder::Zstd(decoder) => decoder.read(buffer),
         }
     }
+}
 
+impl Decoder {
     /// What the decoder's buffer has read ahead is digested already.
     fn into_source(self) -> Digesting {
         match self {

@@ -17,6 +17,7 @@ use anyhow::{Context, bail, ensure};
 use rustix::fs::{AtFlags, FileType, Mode, OFlags};
 use rustix::io::Errno;
 
+use super::stream::fill;
 use crate::root::files;
 use crate::sys::file;
 use below::Below;
@@ -453,20 +454,6 @@ impl Tree {
         }
         Ok(())
     }
-}
-
-/// Reads until the buffer is full, or there is no more.
-pub fn fill(from: &mut dyn Read, buffer: &mut [u8]) -> io::Result<usize> {
-    let mut filled = 0;
-    while filled < buffer.len() {
-        match from.read(&mut buffer[filled..]) {
-            Ok(0) => break,
-            Ok(count) => filled += count,
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            Err(error) => return Err(error),
-        }
-    }
-    Ok(filled)
 }
 
 /// `path` relative to the root, without `.`; `..` and absurd lengths are refused.

@@ -180,6 +180,43 @@ fn a_layer_without_its_last_padding_is_whole() {
 }
 
 #[test]
+fn what_is_asked_for_is_kept_of_an_image() {
+    if !is_root("what_is_asked_for_is_kept_of_an_image") {
+        return;
+    }
+    let mut builder = tar::Builder::new(Vec::new());
+    let mut fifo = tar::Header::new_gnu();
+    fifo.set_entry_type(tar::EntryType::Fifo);
+    fifo.set_size(0);
+    fifo.set_mode(0o600);
+    fifo.set_uid(0);
+    fifo.set_gid(0);
+    builder.append_data(&mut fifo, "pipe", &[][..]).expect("an archive in memory");
+    let capability: &[u8] = b"\0\0\0\x02\0\x20\0\0\0\0\0\0\0\0\0\0\0\0\0\0";
+    let record = [("SCHILY.xattr.security.capability", capability)];
+    builder.append_pax_extensions(record).expect("an archive in memory");
+    let mut file = tar::Header::new_gnu();
+    file.set_size(0);
+    file.set_mode(0o755);
+    file.set_uid(0);
+    file.set_gid(0);
+    builder.append_data(&mut file, "ping", &[][..]).expect("an archive in memory");
+    let layout = Layout::of(&[builder.into_inner().expect("an archive in memory")]);
+    let seen = |kept| {
+        let layer = layout.build_from(&layout.path(), kept).expect("a layer").remove(0);
+        let ping = fs::File::open(layer.join("ping")).expect("a file");
+        let attributes = crate::sys::file::attributes(&ping, "security.capability").expect("attributes");
+        (layer.join("pipe").exists(), attributes.len(), layer)
+    };
+    let plain = seen(Kept::default());
+    let devices = seen(Kept { devices: true, ..Kept::default() });
+    let capabilities = seen(Kept { capabilities: true, ..Kept::default() });
+    assert_eq!([(plain.0, plain.1), (devices.0, devices.1)], [(false, 0), (true, 0)]);
+    assert_eq!((capabilities.0, capabilities.1), (false, 1));
+    assert!(plain.2 != devices.2 && devices.2 != capabilities.2, "each is a layer of its own");
+}
+
+#[test]
 fn images_share_what_they_begin_with() {
     if !is_root("images_share_what_they_begin_with") {
         return;

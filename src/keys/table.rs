@@ -51,7 +51,7 @@ pub const KEYS: &[Key] = &[
     key("template", Kind::Text(Word::Template), "none; either this or `path`", Cost::Rebuild, "the lower layers of an overlay mount",
         "The template, a directory below templates/, that the root is made from; `host` is built in and shows the host's own /usr."),
     key("path", Kind::Text(Word::Path), "none; either this or `template`", Cost::Rebuild, "the directory that pivot_root(2) makes the root",
-        "An existing directory of the host that is the jail's root."),
+        "An existing directory of the host that is the jail's root, whose root user writes there as the host's."),
     key("depend", Kind::List { of: Word::JailName, min: 0, max: LINES_MAX }, "[]", Cost::None, "the order of starts and stops",
         "Jails that must be up before this one starts, and that stop after it."),
     key("enabled", Kind::Bool, "true", Cost::None, "nothing",

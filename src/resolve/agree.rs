@@ -5,6 +5,7 @@
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
+use std::path::{Path, PathBuf};
 
 use serde_json::Value;
 
@@ -89,6 +90,7 @@ pub fn check(draft: &mut Draft, host: &HostConfig) -> Vec<Diagnostic> {
         }
     }
     missing(draft, &mut found);
+    owned_apart(draft, host, &mut found);
     bridge(draft, host, &mut found);
     gateways(draft, &mut found);
     mount_targets(draft, &mut found);
@@ -115,6 +117,29 @@ fn missing(draft: &Draft, found: &mut Vec<Diagnostic>) {
     if !runs && !stays && !draft.template_unknown {
         let error = draft.error("exec.command", "this jail has nothing to run");
         found.push(error.help("set `exec.command` or `exec.boot`, or `persist = true`"));
+    }
+}
+
+/// Root in the jail owns all that is below its `path`, and below what is mounted with its ids to
+/// be written: never what stockade itself goes by.
+fn owned_apart(draft: &Draft, host: &HostConfig, found: &mut Vec<Diagnostic>) {
+    let path = text(&draft.settings, "path").map(|path| ("path", 0, path));
+    let mounts = draft.settings.get("mount").and_then(Value::as_array).into_iter().flatten();
+    let owned = mounts.enumerate().filter_map(|(index, mount)| {
+        let options = mount["options"].as_array().map_or(&[][..], Vec::as_slice);
+        let is_owned = options.iter().any(|o| o == "idmap") && !options.iter().any(|o| o == "ro");
+        Some(("mount", index, mount["source"].as_str().filter(|_| is_owned)?))
+    });
+    let paths = &host.paths;
+    for (key, index, path) in path.into_iter().chain(owned) {
+        let meets =
+            |own: &&PathBuf| own.is_absolute() && (own.starts_with(path) || Path::new(path).starts_with(own));
+        let mut own = [&paths.state, &paths.config, &paths.run, &paths.log].into_iter();
+        if let Some(own) = own.find(meets) {
+            let message =
+                format!("root in the jail would own what is in {}, which stockade goes by", own.display());
+            found.push(draft.error_in(key, index, message));
+        }
     }
 }
 

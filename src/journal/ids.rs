@@ -23,9 +23,14 @@ pub fn claim(state: &Path, state_dir: &Path, name: &JailName, pool: IdPool) -> R
         return Ok(first(pool, number));
     }
     let number = take_as(state, name.as_str(), pool)?;
-    crate::journal::make_directory(state_dir, 0o700)?;
-    crate::journal::replace_synced(&state_dir.join("range"), number.to_string().as_bytes())?;
-    Ok(first(pool, number))
+    let text = number.to_string();
+    let recorded = crate::journal::make_directory(state_dir, 0o700)
+        .and_then(|()| crate::journal::replace_synced(&state_dir.join("range"), text.as_bytes()));
+    if recorded.is_err() && self::recorded(state_dir).is_ok_and(|range| range.is_none()) {
+        // The first error is the one to tell.
+        let _ = release(state, name, number);
+    }
+    recorded.map(|()| first(pool, number))
 }
 
 /// Takes a free range, or the one this name has already.

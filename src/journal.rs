@@ -237,6 +237,11 @@ impl Journal {
         Ok(self.listing()?.names)
     }
 
+    /// Gives a jail's lock up. Its file goes too, if there is no such jail.
+    pub fn unlock(&self, lock: lock::Lock, name: &JailName) -> Result<()> {
+        if self.names()?.contains(name) { Ok(()) } else { lock::remove(lock, &self.paths, name) }
+    }
+
     pub fn listing(&self) -> Result<Listing> {
         let mut listing = Listing::default();
         list(&self.paths.run.join("jails"), &mut listing)?;

@@ -156,7 +156,7 @@ impl Job<'_> {
             Ok((jail, definition, findings)) => {
                 Ok(Places { name, jail, definition, arriving: Vec::new(), lock, range: None, findings })
             }
-            Err(error) => self.unlock(lock, &name).and(Err(error)),
+            Err(error) => self.host.journal.unlock(lock, &name).and(Err(error)),
         }
     }
 
@@ -189,12 +189,6 @@ impl Job<'_> {
     /// What came along, if it is to be used.
     fn alone<'m>(&self, manifest: &'m Manifest) -> Option<&'m Alone> {
         manifest.alone.as_ref().filter(|_| !self.asked.without_layers)
-    }
-
-    /// The lock's file goes too, if there is no such jail.
-    fn unlock(&self, lock: lock::Lock, name: &JailName) -> Result<()> {
-        let journal = &self.host.journal;
-        if journal.names()?.contains(name) { Ok(()) } else { lock::remove(lock, &journal.paths, name) }
     }
 
     /// Where the large parts go; nowhere on a dry run.
@@ -381,15 +375,21 @@ impl Job<'_> {
             templates.hand_over(name.as_str().as_ref(), name.as_str().as_ref())?;
         }
         let made = places.take().context("the archive holds no jail")?;
-        let file = made.findings.writes[0].clone();
-        let directory = made.jail.become_named(made.name.as_str().as_ref())?;
-        journal::make_directory(&self.paths().config.join("jails.d"), 0o755)?;
-        journal::replace_synced(&file, made.definition.as_bytes())?;
-        import::unmark(&directory)?;
+        let (name, new_templates) = (made.name.clone(), made.findings.new_templates.clone());
+        // The first error is the one to tell; what cannot be taken back now is swept by `gc`.
+        self.finish(made).inspect_err(|_| drop(dead::take_back(self.host, &name, &new_templates)))?;
         if !self.options.json {
-            eprintln!("{}: imported; `apply`, or the daemon, starts it", made.name);
+            eprintln!("{name}: imported; `apply`, or the daemon, starts it");
         }
         Ok(DONE)
+    }
+
+    /// The jail has its name, and then its definition.
+    fn finish(&self, made: Places) -> Result<()> {
+        let directory = made.jail.become_named(made.name.as_str().as_ref())?;
+        journal::make_directory(&self.paths().config.join("jails.d"), 0o755)?;
+        journal::replace_synced(&made.findings.writes[0], made.definition.as_bytes())?;
+        import::unmark(&directory)
     }
 
     fn report(&self, manifest: &Manifest, made: &Places, left_out: &[PathBuf]) {
@@ -468,7 +468,7 @@ impl Job<'_> {
         places.jail.remove()?;
         let (state, name) = (&self.host.journal.paths.state, &places.name);
         places.range.map_or(Ok(()), |number| ids::release(state, name, number))?;
-        self.unlock(places.lock, name)
+        self.host.journal.unlock(places.lock, name)
     }
 }
 

@@ -89,8 +89,12 @@ impl Place {
 
     /// Gives the directory itself its name.
     pub fn become_named(self, to: &OsStr) -> Result<OwnedFd> {
-        rustix::fs::renameat_with(&self.parent, &self.name, &self.parent, to, RenameFlags::NOREPLACE)
-            .with_context(|| format!("rename to {}", to.display()))?;
+        let flags = RenameFlags::NOREPLACE;
+        if let Err(error) = rustix::fs::renameat_with(&self.parent, &self.name, &self.parent, to, flags) {
+            // The first error is the one to tell.
+            let _ = removal::remove(&self.parent, &self.name);
+            return Err(error).with_context(|| format!("rename to {}", to.display()));
+        }
         rustix::fs::fsync(&self.parent).context("sync the directory")?;
         Ok(self.directory)
     }

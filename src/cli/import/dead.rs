@@ -5,7 +5,8 @@ use anyhow::Result;
 use crate::execute::{self, Host};
 use crate::jail::JailName;
 use crate::journal::{self, ids, lock};
-use crate::root::import;
+use crate::root::{import, removal};
+use crate::sys::file;
 
 /// Removes what imports have left that did not live to their end.
 pub fn sweep(host: &Host) -> Result<()> {
@@ -67,6 +68,19 @@ impl Dead {
             }
         }
     }
+}
+
+/// Of an import that failed at its end: the jail that has its name, and no definition yet, goes,
+/// and with it the templates that came for it.
+pub fn take_back(host: &Host, name: &JailName, templates: &[JailName]) -> Result<()> {
+    let paths = &host.journal.paths;
+    if !host.config.paths.config.join("jails.d").join(format!("{name}.toml")).exists() {
+        let above = file::open_directory(&host.config.paths.config.join("templates"))?;
+        templates.iter().try_for_each(|own| removal::remove(&above, own.as_str().as_ref()))?;
+    }
+    Dead::Jail(name.clone()).remove(host)?;
+    Dead::Marked(name.clone()).remove(host)?;
+    host.journal.unlock(lock::jail(paths, name)?, name)
 }
 
 /// The ranges of a name that has no files.

@@ -61,7 +61,7 @@ pub fn settle_all(host: &Host) {
     }
     for name in books::pending_names(state).unwrap_or_default() {
         let settled = match lock::try_jail(&host.journal.paths, &name) {
-            Ok(Some(_lock)) => settle(host, &name),
+            Ok(Some(lock)) => settle(host, &name).and_then(|()| host.journal.unlock(lock, &name)),
             Ok(None) => Ok(()),
             Err(error) => Err(error),
         };
@@ -208,7 +208,22 @@ fn clone_source(
     progress: Progress<'_>,
 ) -> Result<Snapshot> {
     let held = hold(host, &source.jail.name)?;
-    let _lock = lock::jail(&host.journal.paths, new)?;
+    let lock = lock::jail(&host.journal.paths, new)?;
+    let taken = clone_held(&held, source, new, definition, progress);
+    if taken.is_err() {
+        // The first error is the one to tell.
+        let _ = host.journal.unlock(lock, new);
+    }
+    taken
+}
+
+fn clone_held(
+    held: &Held<'_>,
+    source: &DesiredJail,
+    new: &JailName,
+    definition: (&Path, &str),
+    progress: Progress<'_>,
+) -> Result<Snapshot> {
     let asked = Asked { label: None, schedule: None, progress };
     let id = held.next_id(false);
     let chain = held.chain(id.as_deref())?;

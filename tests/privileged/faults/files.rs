@@ -231,8 +231,8 @@ fn is_defined(machine: &Machine, name: &str) -> bool {
 
 /// The new jail is there as a whole, or nothing of it.
 fn is_whole_or_absent(machine: &Machine, came: Came, name: &str) -> Result<(), String> {
-    if came == Came::Killed {
-        // What was cut off is cleared away by whoever looks next.
+    if came != Came::Done {
+        // What was cut off, or could not be removed, is cleared away by whoever looks next.
         good(machine, &["gc"])?;
     }
     if is_defined(machine, name) {
@@ -360,7 +360,7 @@ fn committed(machine: &Machine, came: Came) -> Result<(), String> {
     let templates = names(&machine.config().join("templates"));
     let is_there = templates.contains(&"u".to_owned());
     ensure(is_there || came != Came::Done, "no template after a success")?;
-    if came == Came::Killed {
+    if came != Came::Done {
         good(machine, &["gc"])?;
     }
     if is_there {

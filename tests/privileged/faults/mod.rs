@@ -288,5 +288,11 @@ fn force(machine: &Machine) {
         // Not there is as good.
         let _ = std::fs::remove_dir_all(machine.config().join(directory));
     }
+    let templates = machine.config().join("templates");
+    for entry in std::fs::read_dir(&templates).into_iter().flatten().flatten() {
+        if entry.file_name().to_string_lossy().starts_with('.') {
+            let _ = std::fs::remove_dir_all(entry.path());
+        }
+    }
     machine.host("[bridge.stockade0]\naddress = [\"10.77.0.1/24\"]\n");
 }

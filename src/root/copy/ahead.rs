@@ -8,7 +8,7 @@ use std::ffi::OsStr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use rustix::fs::{AtFlags, FileType, Mode, OFlags, Stat};
 
 use super::entry::Pair;
@@ -35,9 +35,12 @@ pub fn ahead(
     owners: Owners,
     progress: Progress<'_>,
 ) -> Result<Ahead> {
-    let mut walk =
-        Walk { copy: Copy::new(reopen(into)?, owners, progress), into: reopen(into)?, ready: HashMap::new() };
     let from = reopen(from)?;
+    // At once, and not file by file, of which each would wait for the disk.
+    let synced = now();
+    rustix::fs::syncfs(&from).context("sync the file system")?;
+    let copy = Copy::new(reopen(into)?, owners, progress);
+    let mut walk = Walk { copy, into: reopen(into)?, ready: HashMap::new(), synced };
     let names = names(&from)?;
     // An error is a tree in motion, or the word of no, which is given again.
     drop(walk.directory(from, names));
@@ -49,6 +52,8 @@ struct Walk<'p> {
     copy: Copy<'p>,
     into: OwnedFd,
     ready: HashMap<(u64, u64), (i64, i64)>,
+    /// What was changed before this is on the disk.
+    synced: Duration,
 }
 
 impl Walk<'_> {
@@ -82,7 +87,7 @@ impl Walk<'_> {
         if self.ready.contains_key(&key) || !is_settled(&stat) {
             return Ok(());
         }
-        if !write_out(at, name, &stat) {
+        if changed_at(&stat) + SETTLED >= self.synced && !write_out(at, name, &stat) {
             return Ok(());
         }
         let kept = kept_name(key);
@@ -116,10 +121,16 @@ fn write_out(at: &OwnedFd, name: &OsStr, stat: &Stat) -> bool {
 
 /// Times that are in doubt: of the future, or of just now.
 fn is_settled(stat: &Stat) -> bool {
+    changed_at(stat) + SETTLED < now()
+}
+
+fn changed_at(stat: &Stat) -> Duration {
     let (seconds, nanoseconds) = changed(stat);
-    let at = Duration::new(u64::try_from(seconds).unwrap_or(0), u32::try_from(nanoseconds).unwrap_or(0));
-    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    at + SETTLED < now
+    Duration::new(u64::try_from(seconds).unwrap_or(0), u32::try_from(nanoseconds).unwrap_or(0))
+}
+
+fn now() -> Duration {
+    SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default()
 }
 
 pub(super) fn changed(stat: &Stat) -> (i64, i64) {

@@ -12,7 +12,7 @@ use rustix::process::Signal;
 use super::{DONE, FAILED, Options, output, plan, template};
 use crate::daemon::{self, Job, Jobs, PassReport, Wanted};
 use crate::desired::Paths;
-use crate::execute::{Host, scheduled};
+use crate::execute::{self, Host, scheduled};
 use crate::jail::JailName;
 use crate::pass::{self, PassOptions, Passed};
 use crate::source::{self, Known};
@@ -123,9 +123,24 @@ pub struct Work {
     snapshots: Option<String>,
 }
 
+/// Once it is asked to end it undoes what it has begun, however often it is asked: a daemon that is
+/// killed passes its children on from thread to thread as these die, and each sends the signal.
+/// What hangs is killed by the daemon.
+fn catch_end() -> Result<()> {
+    let signals = [signal_hook::consts::SIGINT, signal_hook::consts::SIGTERM];
+    let mut signals = signal_hook::iterator::Signals::new(signals).context("catch signals")?;
+    let wait = move || {
+        for _ in signals.forever() {
+            execute::interrupt();
+        }
+    };
+    std::thread::Builder::new().spawn(wait).context("start a thread")?;
+    Ok(())
+}
+
 /// Ends with the daemon that has begun it, and undoes what it has begun.
 pub fn work(options: &Options, asked: &Work) -> Result<i32> {
-    process::catch_interrupt().context("catch signals")?;
+    catch_end()?;
     process::set_parent_death_signal(Some(Signal::TERM))?;
     let (desired, _) = source::load(&options.paths());
     // It may have ended before the line above.

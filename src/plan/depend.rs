@@ -55,7 +55,10 @@ pub fn settle<'a>(
         }
         let missing = depends(desired, name).iter().find(|other| !up_after(other, &judgements, live));
         let missing = missing.map(|missing| format!("depends on {missing}, which is down"));
-        if let Some(judgement) = judgements.remove(name) {
+        let starts = |judgement: &Judgement| judgement.action.as_ref().is_some_and(Action::starts);
+        if judgements.get(name).is_some_and(starts)
+            && let Some(judgement) = judgements.remove(name)
+        {
             let judgement = layers::weigh(judgement, name, desired, live, options);
             let judgement = match missing {
                 Some(reason) => hold_back(judgement, name, reason, live),

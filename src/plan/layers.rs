@@ -19,7 +19,7 @@ pub fn is_being_built(wanted: &DesiredJail, live: &Live) -> bool {
     wanted.root.layers.iter().any(|layer| live.building.contains(&layer.id))
 }
 
-/// Says of a start that it needs a build before, or puts it off until that is done.
+/// Says of a jail that is to start that it needs a build before, or puts it off until that is done.
 pub fn weigh(
     judgement: Judgement,
     name: &JailName,
@@ -28,8 +28,7 @@ pub fn weigh(
     options: &Options,
 ) -> Judgement {
     let Some(wanted) = desired.jails.get(name) else { return judgement };
-    let starts = judgement.action.as_ref().is_some_and(Action::starts);
-    let Some(template) = unbuilt(wanted, live).filter(|_| starts) else { return judgement };
+    let Some(template) = unbuilt(wanted, live) else { return judgement };
     let judgement = if options.waits_for_layers {
         let how = if is_being_built(wanted, live) { "is being built" } else { "waits to be built" };
         hold_back(judgement, name, format!("its template `{template}` {how}"), live)

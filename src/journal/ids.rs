@@ -52,15 +52,15 @@ fn take_as(state: &Path, name: &str, pool: IdPool) -> Result<u32> {
     bail!("take an id range: all {} of the pool are in use", pool.ranges)
 }
 
-/// Where the pool began when its first range was given out.
-const FIRST: &str = ".first";
+/// In the state directory: where the pool began when its first range was given out.
+const FIRST: &str = "ids-first";
 /// How the names of slots begin.
 const SLOT: &str = ".run-";
 
 /// Refuses a pool that begins elsewhere than it did when ranges were given out that have files:
 /// those are of the old ids, and a jail that takes up its number again would have others.
 pub fn check_pool(state: &Path, pool: IdPool) -> Result<()> {
-    let path = state.join("ids").join(FIRST);
+    let path = state.join(FIRST);
     let before: Option<u32> = match std::fs::read_to_string(&path) {
         Ok(text) => text.trim().parse().ok(),
         Err(e) if e.kind() == ErrorKind::NotFound => None,

@@ -17,10 +17,11 @@ pub struct Inside {
     pub routes: Vec<IpAddr>,
 }
 
-/// Looks at the network namespace `netns`, and leaves the calling thread in it.
-pub fn look_inside(netns: BorrowedFd<'_>) -> Result<Inside> {
+/// Looks at the network namespace `netns`, and leaves the calling thread in it. At the link itself
+/// only where somebody asks for it: with a thousand jails each question counts.
+pub fn look_inside(netns: BorrowedFd<'_>, at_link: bool) -> Result<Inside> {
     let mut netlink = Netlink::enter(netns)?;
-    let link = bridge::read(&mut netlink, INSIDE)?.unwrap_or_default();
+    let link = if at_link { bridge::read(&mut netlink, INSIDE)? } else { None }.unwrap_or_default();
     let routes = netlink.dump(&message::list_routes(), message::read_default_route)?;
     Ok(Inside { mac: link.mac.try_into().ok(), mtu: link.mtu, routes })
 }

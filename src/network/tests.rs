@@ -271,7 +271,7 @@ fn what_is_inside_is_read_and_set_back() {
         let spec = Spec { mtu: Some(1400), ..spec_of(1) };
         let jail = start(&spec);
         let look = || {
-            let look = || look_inside(jail.as_fd()).unwrap();
+            let look = || look_inside(jail.as_fd(), true).unwrap();
             std::thread::scope(|scope| scope.spawn(look).join().unwrap())
         };
         let expect = Inside { mac: Some(spec.mac), mtu: Some(1400), routes: spec.routes.clone() };

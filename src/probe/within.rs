@@ -70,7 +70,8 @@ fn found(visit: &Visit<'_>) -> Option<Found> {
     let mut found = Found::default();
     if wants_link(visit.settings) {
         let netns = namespace::open(visit.init.pid, "net").ok()?;
-        let inside = network::look_inside(netns.as_fd()).ok()?;
+        let at_link = [MAC, MTU].iter().any(|key| visit.settings.contains_key(*key));
+        let inside = network::look_inside(netns.as_fd(), at_link).ok()?;
         see_link(&mut found.observed, visit.settings, &inside);
         found.routes = Some(inside.routes);
     }

@@ -9,7 +9,7 @@
 mod copied;
 mod fewer;
 
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 use std::time::Instant;
 
@@ -364,8 +364,8 @@ impl Held<'_> {
             let own = file::open_directory(&volume::jail_directory(self.state, self.name))?;
             rustix::fs::renameat_with(&own, part, &place, part, RenameFlags::NOREPLACE)
                 .context("set the jail's writes aside")?;
-            if let Some(subvolume) = as_subvolume(&file::open_child(&place, part.as_ref())?) {
-                btrfs::close(subvolume).context("make the changes read only")?;
+            if volume.kind() == Kind::Btrfs {
+                close(&place, part).context("make the changes read only")?;
             }
             return rustix::fs::fsync(&place).context("sync the changes");
         }
@@ -376,8 +376,13 @@ impl Held<'_> {
     }
 }
 
-fn as_subvolume(directory: &OwnedFd) -> Option<BorrowedFd<'_>> {
-    Some(directory.as_fd()).filter(|directory| btrfs::is_subvolume(*directory))
+/// Not a whole root: within that the jail may have made subvolumes, which could not go with it.
+fn close(place: &OwnedFd, part: &str) -> Result<()> {
+    let open = file::open_child(place, part.as_ref())?;
+    if btrfs::is_subvolume(open.as_fd()) {
+        btrfs::close(open.as_fd())?;
+    }
+    Ok(())
 }
 
 fn tell(asked: &Asked<'_>, copied: &Copied) -> Result<()> {

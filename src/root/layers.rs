@@ -205,9 +205,13 @@ fn fill(
     let root = filled.settle()?;
     // One waits for the disk, the other for the processor.
     std::thread::scope(|scope| {
-        let synced = scope.spawn(|| rustix::fs::syncfs(&root).context("sync the file system"));
+        let sync = || rustix::fs::syncfs(&root).context("sync the file system");
+        let beside = std::thread::Builder::new().spawn_scoped(scope, sync);
         let written = manifest::write(site.state, &layer.id, &root, &digests);
-        synced.join().map_err(|_| anyhow!("the syncing thread died"))?.and(written)
+        // Without a thread it is one after the other.
+        let died = |_| anyhow!("the syncing thread died");
+        let synced = beside.map_or_else(|_| Ok(sync()), |thread| thread.join().map_err(died));
+        synced?.and(written)
     })?;
     // What comes after the rename may be cut off, and nobody builds a layer that is there.
     removal::remove(layers, aside)?;

@@ -232,21 +232,21 @@ fn run_files(machine: &Machine) -> BTreeSet<String> {
 fn temporaries(machine: &Machine) -> BTreeSet<String> {
     let (run, state) = (machine.run_dir(), machine.state());
     let mut directories = vec![run.clone(), state.clone(), run.join("locks")];
-    directories.extend(["jails.d", "templates"].map(|name| machine.config().join(name)));
+    directories.push(machine.config().join("templates"));
     directories.extend(entries(&run.join("jails")).into_iter().map(PathBuf::from));
     directories.extend(entries(&state.join("jails")).into_iter().map(PathBuf::from));
     let files = directories.iter().flat_map(|directory| entries(directory));
     files.filter(|path| path.contains("/.")).collect()
 }
 
-/// Of a jail that has neither files nor a record.
+/// Of an instance whose jail has neither files nor a record.
 fn locks(machine: &Machine) -> BTreeSet<String> {
     let is_there = |name: &str| {
         [machine.state(), machine.run_dir()].iter().any(|of| of.join("jails").join(name).exists())
     };
-    let jail = |path: &String| path.rsplit('/').next().unwrap_or_default().trim_end_matches(".up").to_owned();
+    let jail = |path: &String| path.rsplit('/').next()?.strip_suffix(".up").map(str::to_owned);
     let locks = entries(&machine.run_dir().join("locks")).into_iter();
-    locks.filter(|path| !is_there(&jail(path))).collect()
+    locks.filter(|path| jail(path).is_some_and(|name| !is_there(&name))).collect()
 }
 
 fn entries(directory: &Path) -> Vec<String> {

@@ -253,7 +253,9 @@ fn down(machine: &Machine, operation: &Operation) -> Vec<String> {
 fn definitions(machine: &Machine) -> Vec<String> {
     let entries = std::fs::read_dir(machine.config().join("jails.d")).unwrap();
     let name = |entry: std::io::Result<std::fs::DirEntry>| entry.unwrap().file_name().into_string().unwrap();
-    entries.map(name).map(|name| name.trim_end_matches(".toml").to_owned()).collect()
+    // What a killed clone was about to write is no definition.
+    let names = entries.map(name).filter(|name| !name.starts_with('.'));
+    names.map(|name| name.trim_end_matches(".toml").to_owned()).collect()
 }
 
 /// Destroys every jail, with the means that a user has.

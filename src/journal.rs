@@ -96,7 +96,7 @@ pub struct Journal {
 pub struct Listing {
     /// Jails with a record or data of their own.
     pub names: Vec<JailName>,
-    /// Those whose restarts were counted.
+    /// Those whose restarts were counted, or whose start failed.
     pub counted: BTreeSet<JailName>,
 }
 
@@ -272,7 +272,10 @@ fn list(parent: &Path, listing: &mut Listing) -> Result<()> {
         let file_name = entry.file_name();
         let Some(file_name) = file_name.to_str() else { continue };
         if let Some(counted) = file_name.strip_suffix(".restarts") {
-            listing.counted.extend(JailName::new(counted));
+            let counted = JailName::new(counted);
+            // Of one that did not start there may be nothing else.
+            listing.names.extend(counted.clone());
+            listing.counted.extend(counted);
         } else if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
             listing.names.extend(JailName::new(file_name));
         }

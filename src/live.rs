@@ -121,6 +121,9 @@ pub struct Restarts {
     pub not_before_ms: u64,
     /// The limit was reached: left down until changed or started by hand.
     pub crash_loop: bool,
+    /// Why the last start came to nothing; none since one that did not.
+    #[serde(default)]
+    pub failure: Option<String>,
 }
 
 /// The longest pause between two restarts.

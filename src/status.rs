@@ -158,12 +158,13 @@ fn down(name: &JailName, seen: &LiveJail, desired: &Desired, live: &Live) -> (St
     if let Some(template) = unbuilt.filter(|_| plan::is_being_built(wanted, live)) {
         return (State::Starting, Some(format!("its template `{template}` is being built")));
     }
-    let failed = last_exit(seen).map_or(seen.restarts.count > 0, Exit::failed);
+    let failure = seen.restarts.failure.as_ref().map(|why| format!("it did not start: {why}"));
+    let failed = failure.is_some() || last_exit(seen).map_or(seen.restarts.count > 0, Exit::failed);
     if !failed {
         let unbuilt = unbuilt.map(|template| format!("its template `{template}` is not built yet"));
         return (State::Stopped, unbuilt.or(end));
     }
-    let mut reason = end.unwrap_or_else(|| "it did not start".to_owned());
+    let mut reason = failure.or(end).unwrap_or_else(|| "it did not start".to_owned());
     if let Some(wait_ms) = seen.restarts.wait_ms(live.now_ms) {
         reason = format!("{reason}; starts again in {} s", wait_ms.div_ceil(1_000));
     }

@@ -208,6 +208,8 @@ pub fn clear_unrecorded(journal: &Journal, desired: &Desired, live: &Live) {
         if jail.record.is_none() && jail.unreadable.is_none() && !known(name) {
             // There is none, as a rule; and what is not empty is not ours to judge.
             let _ = std::fs::remove_dir(journal.run_dir(name));
+            // What cannot be forgotten now is so by the next pass, or by `gc`.
+            let _ = journal.write_restarts(name, &Restarts::default());
         }
     }
 }
@@ -231,7 +233,13 @@ pub fn execute(
         let action = actions.get(name).ok_or_else(|| anyhow!("{name}: not in the plan"))?;
         ensure!(!interrupted(), "interrupted");
         let _lock = lock::jail(&host.journal.paths, name)?;
-        if let Some(why) = run_half(host, desired, action, half)? {
+        let ran = run_half(host, desired, action, half);
+        // What an interrupt undoes has not failed.
+        if half == Half::Start && action.starts() && !interrupted() {
+            // Where it cannot be written down, the failure itself is told all the same.
+            let _ = remember(&host.journal, name, ran.as_ref().err());
+        }
+        if let Some(why) = ran? {
             fell_back.lock().unwrap_or_else(PoisonError::into_inner).insert(name.clone(), why);
         } else if let Some(text) = said(action, half) {
             progress(name, &text);
@@ -292,6 +300,16 @@ fn said(action: &Action, half: Half) -> Option<String> {
     });
     let why: Vec<String> = changes.chain(action.reason.clone()).collect();
     Some(if why.is_empty() { verb.to_owned() } else { format!("{verb}: {}", why.join(", ")) })
+}
+
+/// Keeps why a jail did not start, for those who look at it later, until it does.
+fn remember(journal: &Journal, name: &JailName, failure: Option<&anyhow::Error>) -> Result<()> {
+    let before = journal.restarts(name)?;
+    let failure = failure.map(|error| format!("{error:#}"));
+    if before.failure == failure {
+        return Ok(());
+    }
+    journal.write_restarts(name, &Restarts { failure, ..before })
 }
 
 /// Tells why, when the jail runs and not as it is wanted.
@@ -381,6 +399,7 @@ impl Restarts {
             count: before + 1,
             not_before_ms: ended_ms + doubled.min(BACK_OFF_MAX_MS),
             crash_loop: before >= restart.max,
+            failure: None,
         }
     }
 }

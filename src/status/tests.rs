@@ -82,6 +82,9 @@ fn states_say_what_a_person_wants_to_know() {
     check(Some(failed), "failed", Some("exited with 3; starts again in 3 s"));
     let unstarted = LiveJail { restarts: wait, ..LiveJail::default() };
     check(Some(unstarted), "failed", Some("it did not start; starts again in 3 s"));
+    let failure = Restarts { failure: Some("no such file".to_owned()), ..Restarts::default() };
+    let refused = LiveJail { restarts: failure, ..LiveJail::default() };
+    check(Some(refused), "failed", Some("it did not start: no such file"));
     let crashing = LiveJail { restarts: looped, exit: Some(exit(1)), ..LiveJail::default() };
     check(Some(crashing), "crash-loop", Some("exited with 1"));
     check(Some(LiveJail { held: true, ..LiveJail::default() }), "stopped", Some("stopped by hand"));

@@ -87,7 +87,13 @@ fn a_failing_hook_undoes_what_went_before() {
         assert!(machine.cgroups().iter().all(|cgroup| !cgroup.join("a").exists()), "{failing}");
         assert!(!machine.state().join("jails/a").exists(), "{failing}: a failed start leaves nothing");
         assert!(!machine.run_dir().join("jails/a").exists(), "{failing}");
+        assert_eq!(machine.state_of("a"), "failed", "{failing}");
+        let seen = machine.good(&["ls", "--json", "a"]);
+        assert!(seen.contains(&format!("it did not start: exec.{failing}")), "{failing}: {seen}");
     }
+    machine.jail("a", SLEEP);
+    machine.good(&["apply"]);
+    assert!(!machine.run_dir().join("jails/a.restarts").exists(), "what failed before is forgotten");
 }
 
 #[test]

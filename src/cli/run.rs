@@ -1,13 +1,15 @@
 //! `run`: a throw-away jail for one command, with this process as its keeper. Its writes go to a
 //! tmpfs that dies with it; nothing is left on disk.
 
+use std::io::Write;
 use std::os::fd::AsFd;
+use std::path::PathBuf;
 
-use anyhow::{Context, Result, anyhow, bail};
+use anyhow::{Context, Result, anyhow, bail, ensure};
 
 use super::command::Run;
-use super::{Options, exec};
-use crate::desired::DesiredJail;
+use super::{Options, exec, progress};
+use crate::desired::{DesiredJail, Layer};
 use crate::execute::{self, Host};
 use crate::init::{Order, Report};
 use crate::jail::JailName;
@@ -15,7 +17,7 @@ use crate::journal::{ids, lock};
 use crate::keeper::create::{self, Created};
 use crate::limits::{Cgroup, Needs};
 use crate::spec::{RootSpec, Spec, Stdio};
-use crate::sys::process;
+use crate::sys::process::{self, Cloned};
 use crate::{network, root, security, source, terminal};
 
 pub fn run(options: &Options, asked: &Run) -> Result<i32> {
@@ -28,18 +30,57 @@ pub fn run(options: &Options, asked: &Run) -> Result<i32> {
     if host.journal.record(&name)?.is_some() {
         bail!("a jail named {name} exists");
     }
+    let lower = layers(options, &host, &wanted)?;
     // From here on something is to be cleared away: ctrl-C ends the command, not this process.
     terminal::hold_signals()?;
     let paths = &host.journal.paths;
     let slot = ids::slot(&paths.state, host.config.ids)?;
     let first_id = ids::first(host.config.ids, slot.number);
     let lock = lock::alone(paths, &name)?.ok_or_else(|| anyhow!("a jail named {name} runs already"))?;
-    let status = in_jail(&host, &wanted, first_id, asked);
+    let status = in_jail(&host, &wanted, (first_id, lower), asked);
     // What could not be removed is left to the next pass, which knows it by the lock.
     if status.is_ok() || !execute::cgroup(&host, &name)?.exists() {
         lock::give_up(lock, paths, &name)?;
     }
     status
+}
+
+/// The directories of the template's layers, topmost first. What is missing is built, which ctrl-C
+/// undoes.
+fn layers(options: &Options, host: &Host, wanted: &DesiredJail) -> Result<Vec<PathBuf>> {
+    let is_built = |layer: &&Layer| root::layers::is_built(&host.journal.paths.state, &layer.id);
+    let missing: Vec<&Layer> = wanted.root.layers.iter().rev().filter(|layer| !is_built(layer)).collect();
+    if !missing.is_empty() {
+        build(options, host, wanted, &missing)?;
+    }
+    host.layers(&wanted.root.layers, &|_| ())
+}
+
+/// In a process of its own, for it takes threads, and who makes a jail must have had none.
+fn build(options: &Options, host: &Host, wanted: &DesiredJail, missing: &[&Layer]) -> Result<()> {
+    let template = wanted.jail.template.as_deref().unwrap_or_default();
+    let (told, tell) = std::io::pipe().context("make a pipe")?;
+    process::catch_interrupt()?;
+    match process::fork().context("fork")? {
+        Cloned::Child => {
+            drop(told);
+            let layer = |layer: &&Layer| progress::build(options, false, host, template, layer);
+            if let Err(error) = missing.iter().try_for_each(layer) {
+                // Nobody is left to tell it to where the other end is gone.
+                let _ = write!(&tell, "{error:#}");
+            }
+            process::exit_now(0)
+        }
+        Cloned::Parent { pidfd, .. } => {
+            drop(tell);
+            let why = std::io::read_to_string(told).context("wait for the build")?;
+            let ended = process::reap(pidfd.as_fd()).context("wait for the build")?;
+            ensure!(why.is_empty(), "{why}");
+            ensure!(ended.status() == 0, "template {template}: its build ended with {}", ended.status());
+            ensure!(!execute::interrupted(), "interrupted");
+            Ok(())
+        }
+    }
 }
 
 /// The jail as if it were defined in a file, with `--set` on top.
@@ -80,11 +121,15 @@ pub fn as_toml(value: &str) -> String {
     if toml::from_str::<toml::Table>(&text).is_ok() { value.to_owned() } else { toml_string(value) }
 }
 
-fn in_jail(host: &Host, wanted: &DesiredJail, first_id: u32, asked: &Run) -> Result<i32> {
+fn in_jail(
+    host: &Host,
+    wanted: &DesiredJail,
+    (first_id, lower): (u32, Vec<PathBuf>),
+    asked: &Run,
+) -> Result<i32> {
     let jail = &wanted.jail;
     let needs = Needs::of(jail);
     let parent = &host.config.cgroup;
-    let lower = host.layers(&wanted.root.layers, &|_| ())?;
     let link = network::spec(jail, &host.config);
     if let Some(link) = &link {
         network::ensure_bridge(

@@ -324,6 +324,9 @@ pub fn settle(state: &Path, name: &JailName, thaw: &dyn Fn() -> Result<()>) -> R
     if pending.froze {
         thaw().context("thaw the jail after a snapshot that was cut off")?;
     }
+    if let Some((file, _)) = &pending.definition {
+        clear_cut_definition(file)?;
+    }
     let whole = pending.change.as_ref().is_none_or(|id| changes::is_whole(state, id));
     if whole { finish(state, name, &pending) } else { undo(state, name) }
 }
@@ -354,14 +357,25 @@ pub fn undo(state: &Path, name: &JailName) -> Result<()> {
 
 /// Removes what writers were killed over before they had renamed it. The caller holds the guard,
 /// under which alone these files are written.
-fn clear_cut(directory: &Path, is_cut: fn(&str) -> bool) -> Result<()> {
+fn clear_cut(directory: &Path, is_cut: impl Fn(&str) -> bool) -> Result<()> {
     let Ok(opened) = file::open_directory(directory) else { return Ok(()) };
     for name in file::names(&opened, SNAPSHOTS_MAX).context("list a directory")? {
-        if name.to_str().is_some_and(is_cut) {
+        if name.to_str().is_some_and(&is_cut) {
             removal::remove(&opened, &name)?;
         }
     }
     Ok(())
+}
+
+/// The same for the definition of a clone, whose directory is a person's: an editor has files there
+/// with much the same names.
+fn clear_cut_definition(file: &Path) -> Result<()> {
+    let start = format!(".{}.", file.file_name().unwrap_or_default().to_string_lossy());
+    let is_cut = |name: &str| {
+        let writer = name.strip_prefix(&start);
+        writer.is_some_and(|pid| !pid.is_empty() && pid.bytes().all(|byte| byte.is_ascii_digit()))
+    };
+    clear_cut(file.parent().unwrap_or(Path::new("/")), is_cut)
 }
 
 /// Of a jail's directory, which holds other things too.

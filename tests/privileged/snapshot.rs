@@ -328,12 +328,7 @@ fn a_stopped_jail_of_ten_gigabytes_is_set_aside_at_once() {
     machine.good(&["apply"]);
     machine.inside("a", "dd if=/dev/zero of=/srv/big bs=1M count=1 seek=10239 2>/dev/null; for i in 1 2 3; do cp -r /etc /srv/$i; done; sync");
     machine.good(&["stop", "a"]);
-    let start = Instant::now();
-    let taken = take(&machine, "a", "big");
-    let all = start.elapsed().as_secs_f64() * 1e3;
-    let own = all - taken["flush_ms"].as_f64().unwrap();
-    eprintln!("snapshot of 10 GiB: {all:.1} ms, {own:.1} ms without the flush");
-    assert!(own < 250.0, "{own} ms");
+    assert_eq!(take(&machine, "a", "big")["how"], "moved");
     machine.good(&["rollback", "a", "big", "--yes"]);
 }
 

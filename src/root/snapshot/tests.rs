@@ -47,8 +47,12 @@ fn what_was_cut_off_is_undone_or_finished() {
             base: Some(base.clone()),
             froze: true,
             clear: false,
-            definition: None,
+            definition: Some((state.join("jails.d/web.toml"), "a = 1\n".to_owned())),
         };
+        fs::create_dir(state.join("jails.d")).unwrap();
+        for left in [".web.toml.4711", ".web.toml.swp"] {
+            fs::write(state.join("jails.d").join(left), "").unwrap();
+        }
         begin(state, &name, &pending).unwrap();
         let origin = changes::Origin { schema: 1, jail: name.clone(), first_id: 7, range: None };
         changes::begin(state, "new", &origin).unwrap();
@@ -67,6 +71,9 @@ fn what_was_cut_off_is_undone_or_finished() {
         assert_eq!(find(state, &name, "s").unwrap().is_some(), whole);
         assert_eq!(state.join("changes/new").exists(), whole);
         assert!(pending_names(state).unwrap().is_empty());
+        let is_there = |name: &str| state.join("jails.d").join(name).exists();
+        assert_eq!(is_there("web.toml"), whole);
+        assert!(!is_there(".web.toml.4711") && is_there(".web.toml.swp"), "an editor's is not ours");
     }
 }
 

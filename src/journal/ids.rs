@@ -52,7 +52,8 @@ fn take_as(state: &Path, name: &str, pool: IdPool) -> Result<u32> {
     bail!("take an id range: all {} of the pool are in use", pool.ranges)
 }
 
-/// In the state directory: where the pool began when its first range was given out.
+/// In the state directory: a link to the number where the pool began when its first range was given
+/// out. Made by one call, as ranges are, it is never half there.
 const FIRST: &str = "ids-first";
 /// How the names of slots begin.
 const SLOT: &str = ".run-";
@@ -61,8 +62,8 @@ const SLOT: &str = ".run-";
 /// those are of the old ids, and a jail that takes up its number again would have others.
 pub fn check_pool(state: &Path, pool: IdPool) -> Result<()> {
     let path = state.join(FIRST);
-    let before: Option<u32> = match std::fs::read_to_string(&path) {
-        Ok(text) => text.trim().parse().ok(),
+    let before: Option<u32> = match std::fs::read_link(&path) {
+        Ok(number) => number.to_str().and_then(|number| number.parse().ok()),
         Err(e) if e.kind() == ErrorKind::NotFound => None,
         Err(e) => return Err(e).with_context(|| format!("read {}", path.display())),
     };
@@ -74,7 +75,12 @@ pub fn check_pool(state: &Path, pool: IdPool) -> Result<()> {
         ),
         _ => {}
     }
-    crate::journal::replace_synced(&path, pool.first.to_string().as_bytes())
+    crate::journal::remove(&path)?;
+    match std::os::unix::fs::symlink(pool.first.to_string(), &path) {
+        // Another one of this moment has the same host's file.
+        Err(e) if e.kind() == ErrorKind::AlreadyExists => Ok(()),
+        other => other.with_context(|| format!("make {}", path.display())),
+    }
 }
 
 /// Whether a range is taken by anything but a slot, which has no files.

@@ -150,8 +150,8 @@ fn an_export_lets_the_jail_go_on_without_its_helper() {
     let Some(machine) = Machine::new() else { return };
     machine.jail("a", SLEEP);
     machine.good(&["apply"]);
-    // More than a pipe holds, and nothing that can be compressed.
-    machine.inside("a", "dd if=/dev/urandom of=/srv/big bs=64k count=64 2>/dev/null");
+    // More than a pipe and a compressor hold, and nothing that can be compressed.
+    machine.inside("a", "dd if=/dev/urandom of=/srv/big bs=64k count=1024 2>/dev/null");
     let export = || {
         let child = machine.command(&["export", "a"]).stdout(Stdio::piped()).spawn().unwrap();
         machine.wait_until("the jail stands still", || machine.state_of("a") == "frozen");

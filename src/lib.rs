@@ -28,8 +28,9 @@
 //! The shell does and decides nothing: [`source`] reads the config directory, [`probe`] the
 //! machine, [`execute`] carries a plan out with [`root`], [`limits`] and [`network`], and
 //! [`journal`] keeps what it did. [`keeper`] is the process beside each jail, [`init`] the one that
-//! becomes the jail's first, and [`inside`] the way into a running one. [`watch`] rings when a file
-//! changes, [`daemon`] decides when to make a pass, [`supervisor`] is what systemd hears of it, [`log`] says what came of it, [`terminal`]
+//! becomes the jail's first, and [`inside`] the way into a running one. [`interrupt`] is what
+//! ctrl-C asks of all of these. [`watch`] rings when a file changes, [`daemon`] decides when to make
+//! a pass, [`supervisor`] is what systemd hears of it, [`log`] says what came of it, [`terminal`]
 //! relays keys and screens, and [`cli`] is what people type. [`sys`] is the kernel's surface, and
 //! the only place with unsafe code.
 //!
@@ -89,6 +90,7 @@ pub mod execute;
 pub mod fuzzing;
 pub mod init;
 pub mod inside;
+pub mod interrupt;
 pub mod journal;
 pub mod keeper;
 pub mod limits;

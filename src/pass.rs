@@ -113,7 +113,7 @@ fn carry_out(
         // after it is read anew.
         drop(lock);
         rounds.unbuilt.extend(execute::layers_of(&host, &passed.desired, &passed.plan, build));
-        ensure!(!execute::interrupted(), "interrupted while layers were built");
+        ensure!(!crate::interrupt::asked(), "interrupted while layers were built");
     }
     bail!("read the definitions: they change all the time")
 }

@@ -314,7 +314,7 @@ struct Counted<'c, R> {
 
 impl<R: Read> Read for Counted<'_, R> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        if execute::interrupted() {
+        if crate::interrupt::asked() {
             return Err(io::Error::other("interrupted"));
         }
         let count = self.inner.read(buffer)?;

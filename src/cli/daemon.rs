@@ -12,7 +12,7 @@ use rustix::process::Signal;
 use super::{DONE, FAILED, Options, output, plan, template};
 use crate::daemon::{self, Job, Jobs, PassReport, Wanted};
 use crate::desired::Paths;
-use crate::execute::{self, Host, scheduled};
+use crate::execute::{Host, scheduled};
 use crate::jail::JailName;
 use crate::pass::{self, PassOptions, Passed};
 use crate::source::{self, Known};
@@ -131,7 +131,7 @@ fn catch_end() -> Result<()> {
     let mut signals = signal_hook::iterator::Signals::new(signals).context("catch signals")?;
     let wait = move || {
         for _ in signals.forever() {
-            execute::interrupt();
+            crate::interrupt::ask();
         }
     };
     std::thread::Builder::new().spawn(wait).context("start a thread")?;

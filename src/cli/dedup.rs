@@ -8,7 +8,7 @@ use serde_json::json;
 
 use super::progress::Progress;
 use super::{DONE, FAILED, Options, output};
-use crate::execute::{self, Host};
+use crate::execute::Host;
 use crate::root::dedup;
 use crate::sys::{mount, process};
 use crate::{source, status};
@@ -24,7 +24,7 @@ pub fn dedup(options: &Options, dry_run: bool) -> Result<i32> {
     let progress = Progress::new(options, "dedup", None)?;
     let done = dedup::share(&trees(&host)?, dry_run, &|bytes| progress.add(bytes))?;
     drop(progress);
-    ensure!(!execute::interrupted(), "interrupted: what is shared by now stays so");
+    ensure!(!crate::interrupt::asked(), "interrupted: what is shared by now stays so");
     if options.json {
         let item = json!({ "files": done.files, "shared": done.shared, "saved": done.saved, "possible": true, "dry_run": dry_run });
         output::json_text(&output::envelope("dedup", json!([item])));

@@ -51,7 +51,7 @@ pub fn destroy(options: &Options, asked: &Destroy) -> Result<i32> {
         ranges.entry(holder).or_default().push(number);
     }
     let doomed = Doomed { host, live, names, ranges };
-    execute::catch_interrupt()?;
+    crate::interrupt::catch()?;
     doomed.no_dependants()?;
     doomed.run(options)
 }
@@ -163,7 +163,7 @@ impl Doomed {
     }
 
     fn one(&self, name: &JailName) -> Result<()> {
-        ensure!(!execute::interrupted(), "interrupted");
+        ensure!(!crate::interrupt::asked(), "interrupted");
         let journal = &self.host.journal;
         let lock = lock::jail(&journal.paths, name)?;
         match journal.record(name)? {

@@ -185,7 +185,7 @@ pub fn status(options: &Options) -> Result<i32> {
 /// Clears what keeps the jails down, and those they depend on, and lets the plan start them.
 pub fn start(options: &Options, names: &[String]) -> Result<i32> {
     let names = parse(names)?;
-    execute::catch_interrupt()?;
+    crate::interrupt::catch()?;
     let_start(options, &names)?;
     reconcile(options, names, true)
 }
@@ -250,7 +250,7 @@ pub fn stop(options: &Options, names: &[String]) -> Result<i32> {
             bail!("{}", no_jail(name.as_str(), known.iter().map(JailName::as_str)));
         }
     }
-    execute::catch_interrupt()?;
+    crate::interrupt::catch()?;
     names.iter().try_for_each(|name| host.journal.hold(name))?;
     drop(host);
     reconcile(options, names, false)
@@ -266,14 +266,14 @@ pub fn stop_all(options: &Options) -> Result<i32> {
 
 /// Every jail that runs, held by nothing: for the host's shutdown.
 pub fn all_down(options: &Options) -> Result<i32> {
-    execute::catch_interrupt()?;
+    crate::interrupt::catch()?;
     carry_out(options, Vec::new(), false, &pass::all_down)
 }
 
 /// What runs on the jails is restarted with them.
 pub fn restart(options: &Options, names: &[String]) -> Result<i32> {
     let names = parse(names)?;
-    execute::catch_interrupt()?;
+    crate::interrupt::catch()?;
     let_start(options, &names)?;
     carry_out(options, names, true, &pass::again)
 }
@@ -331,7 +331,7 @@ fn carry_out(
     up: bool,
     pass: &dyn Fn(&Paths, &PassOptions<'_>) -> Result<Passed>,
 ) -> Result<i32> {
-    execute::catch_interrupt()?;
+    crate::interrupt::catch()?;
     let quiet = options.json;
     let progress = |name: &JailName, what: &str| {
         if !quiet {

@@ -48,7 +48,7 @@ pub fn plan(options: &Options, only: &[String]) -> Result<i32> {
 }
 
 pub fn apply(options: &Options, only: &[String], no_restart: bool) -> Result<i32> {
-    execute::catch_interrupt()?;
+    crate::interrupt::catch()?;
     let passed = run(options, only, no_restart, true)?;
     output::diagnostics(options, &passed.diagnostics);
     if options.json {

@@ -77,7 +77,7 @@ fn build(options: &Options, host: &Host, wanted: &DesiredJail, missing: &[&Layer
             let ended = process::reap(pidfd.as_fd()).context("wait for the build")?;
             ensure!(why.is_empty(), "{why}");
             ensure!(ended.status() == 0, "template {template}: its build ended with {}", ended.status());
-            ensure!(!execute::interrupted(), "interrupted");
+            ensure!(!crate::interrupt::asked(), "interrupted");
             Ok(())
         }
     }

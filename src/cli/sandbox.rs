@@ -212,7 +212,7 @@ fn one(root: &OwnedFd, path: &Path, to: &OwnedFd, owners: Owners) -> Result<copy
     let taken = rustix::fs::statat(to, name, rustix::fs::AtFlags::SYMLINK_NOFOLLOW).is_ok();
     ensure!(!taken, "there is something of that name already");
     let progress = |_: &copy::Copied| {
-        ensure!(!crate::execute::interrupted(), "interrupted");
+        ensure!(!crate::interrupt::asked(), "interrupted");
         Ok(())
     };
     let new = OsString::from(format!(".recovering-{}", std::process::id()));

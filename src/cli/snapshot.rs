@@ -103,7 +103,7 @@ pub fn snapshot(options: &Options, asked: &TakeArgs) -> Result<i32> {
     let wanted = jail(&desired, name)?;
     let label = asked.label.clone().unwrap_or_else(|| books::time_label(crate::journal::now_ms()));
     books::check_label(&label)?;
-    execute::catch_interrupt()?;
+    crate::interrupt::catch()?;
     let bar = bar(options.json, name);
     let progress = |copied: &Copied| show(&bar, copied);
     let taken =
@@ -350,7 +350,7 @@ pub fn clone(options: &Options, asked: &CloneArgs) -> Result<i32> {
         eprintln!("stockade: clone {}: give what must differ with --address or --set", asked.name);
         return Ok(INVALID);
     }
-    execute::catch_interrupt()?;
+    crate::interrupt::catch()?;
     let bar = bar(options.json, &asked.name);
     let progress = |copied: &Copied| show(&bar, copied);
     let made = snapshot::clone_jail(&host, wanted, &new, from.as_ref(), (&file, &text), &progress);

@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 use super::command::{Template, TemplateVerb};
 use super::{DONE, INVALID, Options, gc, output, progress};
 use crate::desired::{Desired, DesiredJail, Layer};
-use crate::execute::{self, Host};
+use crate::execute::Host;
 use crate::template::{self, Base};
 use crate::{diagnostic, root, source, status};
 
@@ -149,7 +149,7 @@ fn build(options: &Options, name: &str) -> Result<i32> {
     }
     let layers = template::layers(&input.templates, name).map_err(|wrong| anyhow!(wrong.summary()))?;
     let host = Host::open(desired.host)?;
-    execute::catch_interrupt()?;
+    crate::interrupt::catch()?;
     let state = &host.journal.paths.state;
     let mut items = Vec::new();
     // From the bottom up, as they lie on one another.

@@ -40,7 +40,7 @@ fn has_moved(host: &Host, before: &Record, wanted: &DesiredJail) -> bool {
 fn try_new(host: &Host, wanted: &DesiredJail, before: &Record) -> Result<Option<String>> {
     let came_up = start::start(host, wanted).and_then(|()| stays_up(host, wanted));
     let Err(error) = came_up else { return Ok(None) };
-    if super::interrupted() {
+    if crate::interrupt::asked() {
         return Err(error);
     }
     instead(host, wanted, before).with_context(|| format!("{error:#}; and on the old base"))?;

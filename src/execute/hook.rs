@@ -62,7 +62,7 @@ fn run_line(phase: Phase, line: &str, facts: &Facts<'_>) -> Result<()> {
     let mut child = command.spawn().with_context(what)?;
     crate::sys::process::be_ordinary_to_oom(child.id());
     // What stops or undoes is not cut short by the interrupt that it may answer.
-    let cut = || !STOP.contains(&phase) && super::interrupted();
+    let cut = || !STOP.contains(&phase) && crate::interrupt::asked();
     match wait(&mut child, Duration::from_millis(facts.jail.exec.timeout), &cut).with_context(what)? {
         Some(status) if status.success() => Ok(()),
         Some(status) => bail!("{}: {status}", what()),

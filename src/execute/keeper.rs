@@ -39,7 +39,7 @@ pub fn answer(socket: BorrowedFd<'_>) -> Result<Answer> {
     let end = Instant::now() + ANSWER_LIMIT;
     while !socket::readable_within(socket, LOOK_MS)? {
         crate::supervisor::progress();
-        if super::interrupted() {
+        if crate::interrupt::asked() {
             bail!("start: interrupted");
         }
         if Instant::now() > end {

@@ -18,8 +18,7 @@ mod volume;
 use std::collections::{BTreeMap, BTreeSet};
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::sync::{Mutex, OnceLock, PoisonError};
 
 use anyhow::{Context, Result, anyhow, ensure};
 
@@ -40,36 +39,6 @@ pub use start::{instance, refused, spec_of_stopped, start};
 pub use stop::{cgroup, remove_cgroup, stop};
 pub use throw_away::clear_dead;
 pub use volume::in_memory;
-
-/// Set by ctrl-C: what has begun is undone, nothing new begins.
-static INTERRUPTED: AtomicBool = AtomicBool::new(false);
-
-pub fn interrupt() {
-    INTERRUPTED.store(true, Ordering::Relaxed);
-}
-
-/// ctrl-C and SIGTERM: what is half-made is undone; a second one ends at once.
-pub fn catch_interrupt() -> Result<()> {
-    for signal in [signal_hook::consts::SIGINT, signal_hook::consts::SIGTERM] {
-        let again = Arc::new(AtomicBool::new(false));
-        signal_hook::flag::register_conditional_shutdown(signal, 130, again.clone())?;
-        signal_hook::flag::register(signal, again)?;
-    }
-    let mut signals =
-        signal_hook::iterator::Signals::new([signal_hook::consts::SIGINT, signal_hook::consts::SIGTERM])?;
-    let wait = move || {
-        if signals.forever().next().is_some() {
-            interrupt();
-            eprintln!("stockade: interrupted; clearing up, once more to end at once");
-        }
-    };
-    std::thread::Builder::new().spawn(wait).context("start a thread")?;
-    Ok(())
-}
-
-pub fn interrupted() -> bool {
-    INTERRUPTED.load(Ordering::Relaxed)
-}
 
 /// What every step needs of the machine.
 pub struct Host {
@@ -231,11 +200,11 @@ pub fn execute(
     let fell_back: Mutex<BTreeMap<JailName, String>> = Mutex::default();
     let done = |name: &JailName, half: Half| -> Result<()> {
         let action = actions.get(name).ok_or_else(|| anyhow!("{name}: not in the plan"))?;
-        ensure!(!interrupted(), "interrupted");
+        ensure!(!crate::interrupt::asked(), "interrupted");
         let _lock = lock::jail(&host.journal.paths, name)?;
         let ran = run_half(host, desired, action, half);
         // What an interrupt undoes has not failed.
-        if half == Half::Start && action.starts() && !interrupted() {
+        if half == Half::Start && action.starts() && !crate::interrupt::asked() {
             // Where it cannot be written down, the failure itself is told all the same.
             let _ = remember(&host.journal, name, ran.as_ref().err());
         }
@@ -248,7 +217,7 @@ pub fn execute(
     };
     let stops = tasks(plan, |action| action.has_stop().then_some(&action.stop_after));
     let mut ended = schedule::run(stops, &|name| done(name, Half::Stop));
-    wait_for_links(host, &actions);
+    wait_for_links(&actions);
     let failed: BTreeMap<JailName, Outcome> = ended
         .iter()
         .filter(|(_, outcome)| **outcome != Outcome::Done)
@@ -362,17 +331,15 @@ fn stop_half(host: &Host, action: &Action) -> Result<()> {
 }
 
 /// The kernel lets go of a stopped jail's link a little later than of its processes.
-fn wait_for_links(host: &Host, actions: &BTreeMap<&JailName, &Action>) {
+fn wait_for_links(actions: &BTreeMap<&JailName, &Action>) {
     let links: BTreeSet<String> = actions
         .values()
         .filter(|action| action.has_stop())
         .map(|action| network::host_link(&action.name))
         .collect();
-    if !links.is_empty()
-        && let Err(error) = network::disconnect(&links)
-    {
+    if !links.is_empty() {
         // A start that needs the name says so itself.
-        let _ = (host, error);
+        let _ = network::disconnect(&links);
     }
 }
 

@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use anyhow::{Context, Result};
 
 use super::snapshot::{self, Asked};
-use super::{Host, Progress, interrupted};
+use super::{Host, Progress};
 use crate::desired::{Desired, DesiredJail};
 use crate::jail::{JailName, Schedule};
 use crate::journal::{lock, now_ms};
@@ -70,7 +70,7 @@ pub fn take_due(host: &Host, desired: &Desired, only: &[JailName], progress: Pro
 
 /// When the next is to be taken; never for a jail that has not written anything yet.
 fn next(host: &Host, name: &JailName, schedule: &Schedule) -> Result<Option<u64>> {
-    if interrupted() || !host.journal.state_dir(name).exists() {
+    if crate::interrupt::asked() || !host.journal.state_dir(name).exists() {
         return Ok(None);
     }
     let last = of(host, name, schedule)?.last().map(|last| last.at_ms);

@@ -386,7 +386,7 @@ fn close(place: &OwnedFd, part: &str) -> Result<()> {
 }
 
 fn tell(asked: &Asked<'_>, copied: &Copied) -> Result<()> {
-    ensure!(!super::interrupted(), "interrupted");
+    ensure!(!crate::interrupt::asked(), "interrupted");
     crate::supervisor::progress();
     (asked.progress)(copied);
     Ok(())

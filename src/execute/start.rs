@@ -96,7 +96,7 @@ impl Start<'_> {
 
     /// Writes down that the phase begins, then does it.
     fn begin(&mut self, phase: Phase) -> Result<()> {
-        if super::interrupted() {
+        if crate::interrupt::asked() {
             bail!("start: interrupted");
         }
         crate::supervisor::progress();

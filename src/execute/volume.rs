@@ -41,7 +41,7 @@ pub fn root(host: &Host, wanted: &DesiredJail, first_id: u32, lower: Vec<PathBuf
         ground: host.ground(),
         progress: &|_| {
             crate::supervisor::progress();
-            ensure!(!super::interrupted(), "start: interrupted");
+            ensure!(!crate::interrupt::asked(), "start: interrupted");
             Ok(())
         },
     };

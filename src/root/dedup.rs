@@ -87,7 +87,7 @@ fn walk(
     found: &mut dyn FnMut(u64, Known),
 ) -> Result<()> {
     ensure!(path.components().count() <= DEPTH_MAX, "{} is too deep", path.display());
-    ensure!(!crate::execute::interrupted(), "interrupted");
+    ensure!(!crate::interrupt::asked(), "interrupted");
     for name in file::names(directory, NAMES_MAX)? {
         let Ok(stat) = rustix::fs::statat(directory, &name, AtFlags::SYMLINK_NOFOLLOW) else { continue };
         let (inner, size) = (path.join(&name), u64::try_from(stat.st_size).unwrap_or(0));
@@ -144,7 +144,7 @@ fn reopen(trees: &[OwnedFd], known: &Known) -> Result<File> {
 fn digest(mut file: &File, told: &dyn Fn(u64)) -> Result<[u8; 32]> {
     let (mut digest, mut chunk) = (Sha256::new(), vec![0; CHUNK]);
     loop {
-        ensure!(!crate::execute::interrupted(), "interrupted");
+        ensure!(!crate::interrupt::asked(), "interrupted");
         match file.read(&mut chunk)? {
             0 => return Ok(digest.finalize().into()),
             count => {

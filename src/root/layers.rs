@@ -227,7 +227,7 @@ fn run_lines(lines: &Build, aside: &Path, tree: &mut Tree, site: Site<'_>) -> an
     let owners = copy::Owners::Shifted { from, to: 0 };
     let deadline = tree.budget.deadline;
     copy::tree(upper.as_fd(), tree.root(), owners, &|_| {
-        ensure!(!crate::execute::interrupted(), "interrupted");
+        ensure!(!crate::interrupt::asked(), "interrupted");
         ensure!(Instant::now() < deadline, "takes more than {} s", BUILD_TIME_MAX.as_secs());
         Ok(())
     })
@@ -267,7 +267,7 @@ impl Lock {
             if let Some(lock) = Self::try_take(layers, id)? {
                 return Ok(lock);
             }
-            ensure!(!crate::execute::interrupted(), "interrupted while another builds layer {id}");
+            ensure!(!crate::interrupt::asked(), "interrupted while another builds layer {id}");
             if Instant::now() > deadline {
                 bail!("wait for the other builder of layer {id}: {} s are over", LOCK_TIME_MAX.as_secs());
             }

@@ -158,7 +158,7 @@ impl<'p, W: Write> Pack<'p, W> {
     /// `name` of the topmost of `stack`, and what the others have to add to it. The recursion is
     /// bounded by `DEPTH_MAX`.
     fn any(&mut self, stack: Stack<'_>, name: &OsStr, path: &Path, depth: usize) -> anyhow::Result<()> {
-        ensure!(!crate::execute::interrupted(), "interrupted");
+        ensure!(!crate::interrupt::asked(), "interrupted");
         let (parent, shown) = (stack.own[0], || path.display().to_string());
         let stat = rustix::fs::statat(parent, name, AtFlags::SYMLINK_NOFOLLOW).with_context(shown)?;
         let kind = FileType::from_raw_mode(stat.st_mode);

@@ -308,15 +308,15 @@ pub fn ignore_pipe_signal() {
     unsafe { libc::signal(libc::SIGPIPE, libc::SIG_IGN) };
 }
 
-/// Has SIGINT and SIGTERM tell [`crate::execute::interrupt`], without a thread, so that this
+/// Has SIGINT and SIGTERM tell [`crate::interrupt::ask`], without a thread, so that this
 /// process may still be forked. A second one ends it at once.
 pub fn catch_interrupt() -> io::Result<()> {
     for signal in [libc::SIGINT, libc::SIGTERM] {
         let act = || {
-            if crate::execute::interrupted() {
+            if crate::interrupt::asked() {
                 exit_now(128 + libc::SIGINT);
             }
-            crate::execute::interrupt();
+            crate::interrupt::ask();
         };
         // SAFETY: the action loads and stores an atomic, and may call _exit(2): all may be done
         // in a signal handler.

@@ -113,7 +113,7 @@ impl Program {
             self.hear(line, progress);
         }
         crate::supervisor::progress();
-        if crate::execute::interrupted() {
+        if crate::interrupt::asked() {
             bail!("{}: interrupted", self.name);
         }
         if Instant::now() > self.deadline {

@@ -16,7 +16,7 @@ pub struct Exactly<'f> {
 
 impl Read for Exactly<'_> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        if crate::execute::interrupted() {
+        if crate::interrupt::asked() {
             return Err(io::Error::other("interrupted"));
         }
         let most = buffer.len().min(CHUNK).min(usize::try_from(self.left).unwrap_or(CHUNK));

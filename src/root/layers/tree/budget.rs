@@ -46,7 +46,7 @@ impl Budget {
     }
 
     fn in_time(&self) -> anyhow::Result<()> {
-        ensure!(!crate::execute::interrupted(), "interrupted");
+        ensure!(!crate::interrupt::asked(), "interrupted");
         ensure!(Instant::now() < self.deadline, "takes more than {} s", BUILD_TIME_MAX.as_secs());
         Ok(())
     }

@@ -7,6 +7,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use anyhow::{Context, Result};
 use signal_hook::consts::{SIGINT, SIGTERM};
 
+use crate::sys::signal::Signals;
+
 static ASKED: AtomicBool = AtomicBool::new(false);
 
 pub fn ask() {
@@ -25,12 +27,11 @@ pub fn catch() -> Result<()> {
         signal_hook::flag::register_conditional_shutdown(signal, 128 + SIGINT, again.clone())?;
         signal_hook::flag::register(signal, again)?;
     }
-    let mut signals = signal_hook::iterator::Signals::new([SIGINT, SIGTERM])?;
+    let signals = Signals::catch(&[SIGINT, SIGTERM])?;
     let wait = move || {
-        if signals.forever().next().is_some() {
-            ask();
-            eprintln!("stockade: interrupted; clearing up, once more to end at once");
-        }
+        signals.wait();
+        ask();
+        eprintln!("stockade: interrupted; clearing up, once more to end at once");
     };
     std::thread::Builder::new().spawn(wait).context("start a thread")?;
     Ok(())

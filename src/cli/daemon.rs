@@ -17,6 +17,7 @@ use crate::jail::JailName;
 use crate::pass::{self, PassOptions, Passed};
 use crate::source::{self, Known};
 use crate::sys::process;
+use crate::sys::signal::Signals;
 use crate::{diagnostic, log, supervisor};
 
 /// What service managers tell the daemon alone.
@@ -128,11 +129,10 @@ pub struct Work {
 /// What hangs is killed by the daemon.
 fn catch_end() -> Result<()> {
     let signals = [signal_hook::consts::SIGINT, signal_hook::consts::SIGTERM];
-    let mut signals = signal_hook::iterator::Signals::new(signals).context("catch signals")?;
-    let wait = move || {
-        for _ in signals.forever() {
-            crate::interrupt::ask();
-        }
+    let signals = Signals::catch(&signals).context("catch signals")?;
+    let wait = move || loop {
+        signals.wait();
+        crate::interrupt::ask();
     };
     std::thread::Builder::new().spawn(wait).context("start a thread")?;
     Ok(())

@@ -24,6 +24,7 @@ use crate::jail::JailName;
 use crate::journal::exits;
 use crate::log::{self, Destination};
 use crate::supervisor;
+use crate::sys::signal::Signals;
 use crate::watch::{Doorbell, Places, Ring};
 use said::Said;
 use timers::Timers;
@@ -157,12 +158,11 @@ fn tell(events: &SyncSender<Event>, event: Event) {
 
 /// Turns signals into events. SIGCHLD is left alone: keepers are no children of the daemon.
 fn catch_signals(events: SyncSender<Event>, stop: Arc<AtomicBool>) -> anyhow::Result<()> {
-    let mut signals =
-        signal_hook::iterator::Signals::new([SIGHUP, SIGINT, SIGTERM]).context("catch signals")?;
+    let signals = Signals::catch(&[SIGHUP, SIGINT, SIGTERM]).context("catch signals")?;
     let thread = std::thread::Builder::new().name("signals".into());
     let forward = move || {
-        for signal in signals.forever() {
-            if signal == SIGHUP {
+        loop {
+            if signals.wait() == SIGHUP {
                 tell(&events, Event::Reload);
             } else if stop.swap(true, Ordering::SeqCst) {
                 // A pass may be cut at any point: the next one finds it in the journal.

@@ -13,6 +13,7 @@ pub mod namespace;
 pub mod netlink;
 pub mod process;
 pub mod quota;
+pub mod signal;
 pub mod socket;
 
 /// What a call of the C library gave, or the error that errno holds.

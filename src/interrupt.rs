@@ -1,13 +1,10 @@
 //! Whether somebody wants this process to stop: what has begun is undone then, and nothing new
 //! begins. Whoever does what may last asks now and again.
 
-use std::sync::Arc;
+use std::io;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use anyhow::{Context, Result};
-use signal_hook::consts::{SIGINT, SIGTERM};
-
-use crate::sys::signal::Signals;
+use crate::sys::signal;
 
 static ASKED: AtomicBool = AtomicBool::new(false);
 
@@ -19,20 +16,15 @@ pub fn asked() -> bool {
     ASKED.load(Ordering::Relaxed)
 }
 
-/// Has ctrl-C and SIGTERM ask, and says so; a second one ends this process at once. It takes a
-/// thread: who forks has [`crate::sys::process::catch_interrupt`].
-pub fn catch() -> Result<()> {
-    for signal in [SIGINT, SIGTERM] {
-        let again = Arc::new(AtomicBool::new(false));
-        signal_hook::flag::register_conditional_shutdown(signal, 128 + SIGINT, again.clone())?;
-        signal_hook::flag::register(signal, again)?;
-    }
-    let signals = Signals::catch(&[SIGINT, SIGTERM])?;
-    let wait = move || {
-        signals.wait();
-        ask();
-        eprintln!("stockade: interrupted; clearing up, once more to end at once");
-    };
-    std::thread::Builder::new().spawn(wait).context("start a thread")?;
-    Ok(())
+/// Has ctrl-C and SIGTERM ask, and tells the person so; a second one ends the process at once. It
+/// takes no thread, so that this process may still be forked.
+pub fn catch() -> io::Result<()> {
+    signal::catch_interrupt(true)
+}
+
+/// For a process of the daemon's, which may be asked often: when the daemon is killed it passes its
+/// children on from thread to thread as these die, and each sends the signal. What hangs the daemon
+/// kills.
+pub fn catch_from_daemon() -> io::Result<()> {
+    signal::catch_interrupt(false)
 }

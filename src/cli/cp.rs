@@ -73,7 +73,7 @@ pub fn cp(options: &Options, asked: &Cp) -> Result<i32> {
     let (desired, _) = source::load(&options.paths());
     let host = Host::open(desired.host.clone())?;
     // From here on something is to be cleared away: ctrl-C ends the copy, not this process.
-    process::catch_interrupt()?;
+    crate::interrupt::catch()?;
     process::ignore_pipe_signal();
     let copy = Copy { host: &host, desired: &desired, owners: asked.archive };
     let progress = Progress::new(options, "cp", None)?;

@@ -17,7 +17,6 @@ use crate::jail::JailName;
 use crate::pass::{self, PassOptions, Passed};
 use crate::source::{self, Known};
 use crate::sys::process;
-use crate::sys::signal::Signals;
 use crate::{diagnostic, log, supervisor};
 
 /// What service managers tell the daemon alone.
@@ -124,23 +123,9 @@ pub struct Work {
     snapshots: Option<String>,
 }
 
-/// Once it is asked to end it undoes what it has begun, however often it is asked: a daemon that is
-/// killed passes its children on from thread to thread as these die, and each sends the signal.
-/// What hangs is killed by the daemon.
-fn catch_end() -> Result<()> {
-    let signals = [signal_hook::consts::SIGINT, signal_hook::consts::SIGTERM];
-    let signals = Signals::catch(&signals).context("catch signals")?;
-    let wait = move || loop {
-        signals.wait();
-        crate::interrupt::ask();
-    };
-    std::thread::Builder::new().spawn(wait).context("start a thread")?;
-    Ok(())
-}
-
 /// Ends with the daemon that has begun it, and undoes what it has begun.
 pub fn work(options: &Options, asked: &Work) -> Result<i32> {
-    catch_end()?;
+    crate::interrupt::catch_from_daemon()?;
     process::set_parent_death_signal(Some(Signal::TERM))?;
     let (desired, _) = source::load(&options.paths());
     // It may have ended before the line above.

@@ -10,13 +10,13 @@ use super::progress::Progress;
 use super::{DONE, FAILED, Options, output};
 use crate::execute::Host;
 use crate::root::dedup;
-use crate::sys::{mount, process};
+use crate::sys::mount;
 use crate::{source, status};
 
 pub fn dedup(options: &Options, dry_run: bool) -> Result<i32> {
     let (desired, _) = source::load(&options.paths());
     let host = Host::open(desired.host)?;
-    process::catch_interrupt()?;
+    crate::interrupt::catch()?;
     let state = &host.journal.paths.state;
     if !dedup::is_possible(&state.join("layers"))? {
         return cannot(options, state, dry_run);

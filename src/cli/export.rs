@@ -67,7 +67,7 @@ pub fn export(options: &Options, asked: &Export) -> Result<i32> {
     ensure!(!asked.file.is_dir(), "{} is a directory: name a file", asked.file.display());
     let (desired, _) = source::load(&options.paths());
     let host = Host::open(desired.host.clone())?;
-    process::catch_interrupt()?;
+    crate::interrupt::catch()?;
     process::ignore_pipe_signal();
     process::raise_descriptor_limit().context("raise the limit of open files")?;
     let lock = lock::jail(&host.journal.paths, &name)?;

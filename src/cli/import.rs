@@ -26,7 +26,6 @@ use crate::root::layers::arriving::{Arriving, is_here};
 use crate::root::manifest::Manifest;
 use crate::root::{export, layers, volume};
 use crate::storage::Kind;
-use crate::sys::process;
 use crate::template::imported::{Alone, Brought};
 use crate::{source, status};
 
@@ -70,7 +69,7 @@ pub fn import(options: &Options, asked: &Import) -> Result<i32> {
     let wanted = asked.name.as_deref().map(|name| JailName::new(name).map_err(|e| anyhow!(e))).transpose()?;
     let (desired, _) = source::load(&options.paths());
     let host = Host::open(desired.host.clone())?;
-    process::catch_interrupt()?;
+    crate::interrupt::catch()?;
     dead::sweep(&host)?;
     layers::remove_half_built(&host.journal.paths.state)?;
     let job = Job { options, asked, host: &host, wanted };

@@ -60,7 +60,7 @@ fn layers(options: &Options, host: &Host, wanted: &DesiredJail) -> Result<Vec<Pa
 fn build(options: &Options, host: &Host, wanted: &DesiredJail, missing: &[&Layer]) -> Result<()> {
     let template = wanted.jail.template.as_deref().unwrap_or_default();
     let (told, tell) = std::io::pipe().context("make a pipe")?;
-    process::catch_interrupt()?;
+    crate::interrupt::catch()?;
     match process::fork().context("fork")? {
         Cloned::Child => {
             drop(told);

@@ -308,23 +308,6 @@ pub fn ignore_pipe_signal() {
     unsafe { libc::signal(libc::SIGPIPE, libc::SIG_IGN) };
 }
 
-/// Has SIGINT and SIGTERM tell [`crate::interrupt::ask`], without a thread, so that this
-/// process may still be forked. A second one ends it at once.
-pub fn catch_interrupt() -> io::Result<()> {
-    for signal in [libc::SIGINT, libc::SIGTERM] {
-        let act = || {
-            if crate::interrupt::asked() {
-                exit_now(128 + libc::SIGINT);
-            }
-            crate::interrupt::ask();
-        };
-        // SAFETY: the action loads and stores an atomic, and may call _exit(2): all may be done
-        // in a signal handler.
-        unsafe { signal_hook::low_level::register(signal, act)? };
-    }
-    Ok(())
-}
-
 /// A signalfd(2) for every signal; they must be blocked.
 pub fn signal_descriptor() -> Result<nix::sys::signalfd::SignalFd> {
     use nix::sys::signalfd::{SfdFlags, SignalFd};

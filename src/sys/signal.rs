@@ -1,5 +1,6 @@
-//! Thin: sem_post(3) in a signal's handler, sem_wait(3) in the thread that is told of it. Unlike a
-//! byte that is sent to the other end of a socket, it needs no memory and cannot be lost.
+//! Thin: what is done in a signal's handler. It asks for an end, or it calls sem_post(3) for a thread
+//! in sem_wait(3): unlike a byte that is sent to the other end of a socket, that needs no memory and
+//! cannot be lost.
 
 use std::cell::UnsafeCell;
 use std::io;
@@ -56,6 +57,32 @@ impl Signals {
             }
         }
     }
+}
+
+/// What a person is told whose ctrl-C was heard.
+const CLEARING_UP: &str = "stockade: interrupted; clearing up, once more to end at once\n";
+
+/// Has SIGINT and SIGTERM tell [`crate::interrupt::ask`]. With `told`, this process, but none that it
+/// forks, says so, and a second one ends each at once.
+pub fn catch_interrupt(told: bool) -> io::Result<()> {
+    let catcher = std::process::id();
+    for signal in [libc::SIGINT, libc::SIGTERM] {
+        let act = move || {
+            if told && crate::interrupt::asked() {
+                super::process::exit_now(128 + libc::SIGINT);
+            }
+            crate::interrupt::ask();
+            if told && std::process::id() == catcher {
+                // SAFETY: write(2) from a constant text of that length. Who reads no more of what
+                // is said needs no error.
+                unsafe { libc::write(libc::STDERR_FILENO, CLEARING_UP.as_ptr().cast(), CLEARING_UP.len()) };
+            }
+        };
+        // SAFETY: the action loads and stores an atomic and calls getpid(2), write(2) and _exit(2):
+        // a handler may do all of these (signal-safety(7)), and signal-hook keeps errno.
+        unsafe { signal_hook::low_level::register(signal, act)? };
+    }
+    Ok(())
 }
 
 #[cfg(test)]

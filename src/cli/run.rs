@@ -2,10 +2,13 @@
 //! tmpfs that dies with it; nothing is left on disk.
 
 use std::io::Write;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::path::PathBuf;
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::io::Errno;
+use rustix::process::Signal;
 
 use super::command::Run;
 use super::{Options, exec, progress};
@@ -56,7 +59,8 @@ fn layers(options: &Options, host: &Host, wanted: &DesiredJail) -> Result<Vec<Pa
     host.layers(&wanted.root.layers, &|_| ())
 }
 
-/// In a process of its own, for it takes threads, and who makes a jail must have had none.
+/// In a process of its own, for it takes threads, and who makes a jail must have had none. It ends
+/// with this one, and is asked to when this one is.
 fn build(options: &Options, host: &Host, wanted: &DesiredJail, missing: &[&Layer]) -> Result<()> {
     let template = wanted.jail.template.as_deref().unwrap_or_default();
     let (told, tell) = std::io::pipe().context("make a pipe")?;
@@ -65,7 +69,9 @@ fn build(options: &Options, host: &Host, wanted: &DesiredJail, missing: &[&Layer
         Cloned::Child => {
             drop(told);
             let layer = |layer: &&Layer| progress::build(options, false, host, template, layer);
-            if let Err(error) = missing.iter().try_for_each(layer) {
+            let built = process::set_parent_death_signal(Some(Signal::TERM))
+                .and_then(|()| missing.iter().try_for_each(layer));
+            if let Err(error) = built {
                 // Nobody is left to tell it to where the other end is gone.
                 let _ = write!(&tell, "{error:#}");
             }
@@ -73,12 +79,31 @@ fn build(options: &Options, host: &Host, wanted: &DesiredJail, missing: &[&Layer
         }
         Cloned::Parent { pidfd, .. } => {
             drop(tell);
+            wait_asking(told.as_fd(), pidfd.as_fd())?;
             let why = std::io::read_to_string(told).context("wait for the build")?;
             let ended = process::reap(pidfd.as_fd()).context("wait for the build")?;
+            ensure!(!crate::interrupt::asked(), "interrupted");
             ensure!(why.is_empty(), "{why}");
             ensure!(ended.status() == 0, "template {template}: its build ended with {}", ended.status());
-            ensure!(!crate::interrupt::asked(), "interrupted");
             Ok(())
+        }
+    }
+}
+
+/// Until something is `told`. A signal may be for this process alone, and is passed on.
+fn wait_asking(told: BorrowedFd<'_>, child: BorrowedFd<'_>) -> Result<()> {
+    const TICK: Timespec = Timespec { tv_sec: 0, tv_nsec: 100_000_000 };
+    let mut passed_on = false;
+    loop {
+        match poll(&mut [PollFd::new(&told, PollFlags::IN)], Some(&TICK)) {
+            Ok(0) | Err(Errno::INTR) => {}
+            Ok(_) => return Ok(()),
+            Err(e) => return Err(e).context("wait for the build"),
+        }
+        if crate::interrupt::asked() && !passed_on {
+            passed_on = true;
+            // One that has ended needs no signal.
+            let _ = process::signal(child, libc::SIGTERM);
         }
     }
 }

@@ -313,7 +313,9 @@ fn build_cgroups(machine: &Machine) -> usize {
 /// Whatever builds and however it is ended: nothing is left, and the next one does it all.
 fn end_and_do_again(machine: &Machine, built: usize, slow: &dyn Fn(), fast: &dyn Fn()) {
     use rustix::process::{Signal, kill_process};
-    for verb in [&["template", "build", "b"][..], &["apply"]] {
+    for (verb, status) in
+        [(&["template", "build", "b"][..], 1), (&["apply"], 1), (&["run", "b", "--", "true"], 125)]
+    {
         for signal in [Signal::INT, Signal::TERM, Signal::KILL] {
             slow();
             let child = begin(machine, verb);
@@ -325,8 +327,8 @@ fn end_and_do_again(machine: &Machine, built: usize, slow: &dyn Fn(), fast: &dyn
                 // Nobody was there to clear it: the next one does, whatever it is about.
                 machine.good(&["apply", "--only", "other"]);
             } else {
-                assert_eq!(output.status.code(), Some(1), "{said}");
-                assert!(said.contains("interrupted"), "{said}");
+                assert_eq!(output.status.code(), Some(status), "{verb:?} {signal:?}: {said}");
+                assert_eq!(said.matches("interrupted; clearing up").count(), 1, "{verb:?}: {said}");
             }
             assert_eq!(layers(machine), vec!["layer"; built], "{verb:?} {signal:?}: {said}");
             assert_eq!(build_cgroups(machine), 0, "{verb:?} {signal:?}: {said}");

@@ -22,6 +22,8 @@ pub struct Live {
     pub layers: BTreeSet<String>,
     /// Ids of those that somebody builds just now.
     pub building: BTreeSet<String>,
+    /// Why those could not be built, by id, that somebody tried to build last.
+    pub failed_builds: BTreeMap<String, String>,
     /// Keys this host cannot enforce, with the reason: `limits.io` → "no blkio controller".
     pub refused: BTreeMap<String, String>,
     /// What the host can do for jails' volumes.

@@ -26,7 +26,7 @@ mod volume;
 pub use compare::{attempt, gave_up};
 pub use effect::{Half, simulate};
 pub use judge::{applies, runs, unenforceable};
-pub use layers::{is_being_built, unbuilt};
+pub use layers::{build_failure, is_being_built, unbuilt};
 
 /// What the caller narrows the plan to.
 #[derive(Clone, Debug, Default, PartialEq)]

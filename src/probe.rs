@@ -37,8 +37,9 @@ pub fn probe(journal: &Journal, host: &HostConfig, hierarchies: &Hierarchies) ->
     if ground.project.is_ok() {
         find_counted(&mut jails, &journal.paths.state);
     }
-    let (layers, building) = root::layers::there(&journal.paths.state)?;
-    Ok(Live { jails, layers, building, refused, ground, now_ms })
+    let root::layers::There { built: layers, building, failed: failed_builds } =
+        root::layers::there(&journal.paths.state)?;
+    Ok(Live { jails, layers, building, failed_builds, refused, ground, now_ms })
 }
 
 /// All jails, on all cores. The dump of links is begun beside them rather than when the first

@@ -7,7 +7,7 @@ use std::fmt;
 use comfy_table::{CellAlignment, Table, presets};
 use serde_json::{Value, json};
 
-use crate::desired::Desired;
+use crate::desired::{Desired, DesiredJail};
 use crate::jail::{JailName, Settings};
 use crate::live::{Exit, JailState, Live, LiveJail};
 use crate::plan;
@@ -122,10 +122,11 @@ fn state(name: &JailName, seen: &LiveJail, desired: &Desired, live: &Live) -> (S
     if let Some(reason) = &seen.unreadable {
         return (State::Failed, Some(reason.clone()));
     }
+    let new_layers = || unmade(desired.jails.get(name)?, live);
     match &seen.state {
         // What runs is shown as running: a broken file has changed nothing about it.
-        JailState::Up => (State::Running, fault),
-        JailState::Frozen => (State::Frozen, fault),
+        JailState::Up => (State::Running, fault.or_else(new_layers)),
+        JailState::Frozen => (State::Frozen, fault.or_else(new_layers)),
         JailState::Orphaned => (State::Orphaned, Some("its keeper is gone".to_owned())),
         JailState::Partial if stopping => (State::Stopping, None),
         JailState::Partial => (State::Starting, None),
@@ -138,6 +139,11 @@ fn fault(name: &JailName, desired: &Desired, live: &Live) -> Option<String> {
     let broken = desired.broken.get(name).cloned();
     let wanted = desired.jails.get(name).filter(|wanted| wanted.jail.enabled);
     broken.or_else(|| plan::unenforceable(wanted?, live))
+}
+
+fn unmade(wanted: &DesiredJail, live: &Live) -> Option<String> {
+    let (template, why) = plan::build_failure(wanted, live)?;
+    Some(format!("its template `{template}` could not be built: {why}"))
 }
 
 fn down(name: &JailName, seen: &LiveJail, desired: &Desired, live: &Live) -> (State, Option<String>) {
@@ -157,6 +163,9 @@ fn down(name: &JailName, seen: &LiveJail, desired: &Desired, live: &Live) -> (St
     let unbuilt = plan::unbuilt(wanted, live);
     if let Some(template) = unbuilt.filter(|_| plan::is_being_built(wanted, live)) {
         return (State::Starting, Some(format!("its template `{template}` is being built")));
+    }
+    if let Some(why) = unmade(wanted, live) {
+        return (State::Failed, Some(why));
     }
     let failure = seen.restarts.failure.as_ref().map(|why| format!("it did not start: {why}"));
     let failed = failure.is_some() || last_exit(seen).map_or(seen.restarts.count > 0, Exit::failed);

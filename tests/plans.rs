@@ -230,7 +230,8 @@ fn live(dir: &Path, case: &Case, desired: &Desired) -> Live {
     let layers = desired.jails.values().flat_map(|wanted| &wanted.root.layers).map(|layer| layer.id.clone());
     let layers = layers.filter(|id| !case.unbuilt.contains(id)).collect();
     let building = case.building.clone();
-    Live { jails: jails.collect(), layers, building, refused, ground, now_ms: NOW_MS }
+    let failed_builds = BTreeMap::new();
+    Live { jails: jails.collect(), layers, building, failed_builds, refused, ground, now_ms: NOW_MS }
 }
 
 /// All jails that were ever started, by the model of a start.

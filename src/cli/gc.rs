@@ -29,6 +29,8 @@ const SETTLED: Duration = Duration::from_hours(2);
 enum Garbage {
     Layer(String),
     HalfLayer(String),
+    /// Why a layer could not be built that nobody wants any more.
+    BuildFailure(String),
     HalfImport(Dead),
     Cgroup(JailName),
     /// The one of all jails, when there are none.
@@ -46,6 +48,7 @@ impl Garbage {
         match self {
             Self::Layer(_) => "layer",
             Self::HalfLayer(_) => "half-built layer",
+            Self::BuildFailure(_) => "build failure",
             Self::HalfImport(_) => "half import",
             Self::Cgroup(_) | Self::Parent(_) => "cgroup",
             Self::RunDirectory(_) => "run directory",
@@ -59,9 +62,11 @@ impl Garbage {
 
     fn name(&self) -> String {
         match self {
-            Self::Layer(name) | Self::HalfLayer(name) | Self::Bridge(name) | Self::Parent(name) => {
-                name.clone()
-            }
+            Self::Layer(name)
+            | Self::HalfLayer(name)
+            | Self::BuildFailure(name)
+            | Self::Bridge(name)
+            | Self::Parent(name) => name.clone(),
             Self::HalfImport(dead) => dead.name().to_string(),
             Self::Cgroup(name)
             | Self::RunDirectory(name)
@@ -206,6 +211,8 @@ impl Look {
         used.extend(wanted.map(|layer| layer.id.clone()));
         let unused = root::layers::unused(state, &used)?;
         found.extend(unused.into_iter().map(|(id, bytes)| (Garbage::Layer(id), bytes)));
+        let failed = self.live.failed_builds.keys().filter(|id| !used.contains(*id));
+        found.extend(failed.map(|id| (Garbage::BuildFailure(id.clone()), 0)));
         Ok(())
     }
 
@@ -290,6 +297,10 @@ impl Look {
         let state = &journal.paths.state;
         match garbage {
             Garbage::Layer(id) => root::layers::remove(state, id),
+            Garbage::BuildFailure(id) => {
+                root::layers::failed::forget(state, id);
+                Ok(())
+            }
             Garbage::HalfLayer(_) => root::layers::remove_half_built(state),
             Garbage::Parent(name) => self.host.hierarchies.remove_parent(name),
             Garbage::HalfImport(dead) => dead.remove(&self.host),

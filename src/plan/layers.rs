@@ -19,6 +19,13 @@ pub fn is_being_built(wanted: &DesiredJail, live: &Live) -> bool {
     wanted.root.layers.iter().any(|layer| live.building.contains(&layer.id))
 }
 
+/// The template of a jail that could not be built, and why.
+pub fn build_failure<'d>(wanted: &'d DesiredJail, live: &'d Live) -> Option<(&'d str, &'d str)> {
+    let template = unbuilt(wanted, live).filter(|_| !is_being_built(wanted, live))?;
+    let why = wanted.root.layers.iter().find_map(|layer| live.failed_builds.get(&layer.id))?;
+    Some((template, why))
+}
+
 /// Says of a jail that is to start that it needs a build before, or puts it off until that is done.
 pub fn weigh(
     judgement: Judgement,

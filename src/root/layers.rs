@@ -11,6 +11,7 @@ pub(super) mod archive;
 pub mod arriving;
 pub(super) mod copied;
 mod debootstrap;
+pub mod failed;
 mod host;
 mod image;
 pub mod manifest;
@@ -18,7 +19,7 @@ pub mod program;
 pub(super) mod stream;
 pub(super) mod tree;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::{OsStr, OsString};
 use std::fs::{self, File, OpenOptions};
 use std::io;
@@ -125,14 +126,19 @@ pub fn ensure(site: Site<'_>, layer: &Layer) -> anyhow::Result<PathBuf> {
     if is_built(site.state, &layer.id) {
         return Ok(done);
     }
-    let layers = open_layers(site.state)?;
-    let lock = Lock::take(&site.state.join("layers"), &layer.id, site.progress)?;
+    let (layers, at) = (open_layers(site.state)?, site.state.join("layers"));
+    let lock = Lock::take(&at, &layer.id, site.progress)?;
     let was_built = is_built(site.state, &layer.id);
     let built = if was_built { Ok(()) } else { build(&layers, layer, site) };
+    match &built {
+        Ok(()) => failed::forget(site.state, &layer.id),
+        Err(error) if !crate::interrupt::asked() => failed::note(&at, &layer.id, error),
+        Err(_) => {}
+    }
     lock.release();
     built.with_context(|| format!("build layer {}", layer.id))?;
     if !was_built {
-        sweep(&site.state.join("layers"), &layers)?;
+        sweep(&at, &layers)?;
     }
     Ok(done)
 }
@@ -324,20 +330,31 @@ fn sweep(path: &Path, layers: &OwnedFd) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// The ids of the layers that are built, and of those that somebody builds just now.
-pub fn there(state: &Path) -> anyhow::Result<(BTreeSet<String>, BTreeSet<String>)> {
+/// Layers by their ids.
+#[derive(Debug, Default)]
+pub struct There {
+    pub built: BTreeSet<String>,
+    /// Somebody builds them just now.
+    pub building: BTreeSet<String>,
+    /// Why the last one who built them could not.
+    pub failed: BTreeMap<String, String>,
+}
+
+pub fn there(state: &Path) -> anyhow::Result<There> {
     let path = state.join("layers");
     let entries = fs::read_dir(&path).with_context(|| format!("list {}", path.display()))?;
     let names = entries.filter_map(|entry| entry.ok()?.file_name().into_string().ok());
-    let (mut built, mut building) = (BTreeSet::new(), BTreeSet::new());
+    let mut there = There::default();
     for name in names.take(LAYERS_MAX) {
         if let Some(id) = name.strip_prefix(LOCK) {
-            building.extend(Lock::is_held(&path.join(&name)).then(|| id.to_owned()));
+            there.building.extend(Lock::is_held(&path.join(&name)).then(|| id.to_owned()));
+        } else if let Some(id) = failed::id(&name) {
+            there.failed.extend(failed::read(&path, id).map(|why| (id.to_owned(), why)));
         } else if name.starts_with("sha256-") {
-            built.insert(name);
+            there.built.insert(name);
         }
     }
-    Ok((built, building))
+    Ok(there)
 }
 
 /// The ids of all layers that are built, sorted.

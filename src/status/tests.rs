@@ -1,5 +1,5 @@
 use super::*;
-use crate::desired::{DesiredJail, DesiredRoot, HostConfig, IdPool, Paths};
+use crate::desired::{DesiredJail, DesiredRoot, HostConfig, IdPool, Layer, LayerSource, Paths};
 use crate::jail::Jail;
 use crate::live::{Process, RECORD_SCHEMA, Record, Restarts};
 use crate::step::Phase;
@@ -88,6 +88,29 @@ fn states_say_what_a_person_wants_to_know() {
     let crashing = LiveJail { restarts: looped, exit: Some(exit(1)), ..LiveJail::default() };
     check(Some(crashing), "crash-loop", Some("exited with 1"));
     check(Some(LiveJail { held: true, ..LiveJail::default() }), "stopped", Some("stopped by hand"));
+}
+
+#[test]
+fn a_build_that_failed_is_told_of_where_it_is_waited_for() {
+    let mut wanted = desired();
+    let jail = wanted.jails.get_mut(&name("web")).unwrap();
+    jail.jail.template = Some("debian".to_owned());
+    let path = std::path::PathBuf::from("/srv/debian");
+    jail.root.layers = vec![Layer { id: "sha256-1".to_owned(), source: LayerSource::Directory(path) }];
+    let usage = BTreeMap::new();
+    for (seen, building, state, reason) in [
+        (LiveJail::default(), false, "failed", Some("its template `debian` could not be built: no mirror")),
+        (LiveJail::default(), true, "starting", Some("its template `debian` is being built")),
+        (seen(JailState::Up), false, "running", Some("its template `debian` could not be built: no mirror")),
+        (seen(JailState::Up), true, "running", None),
+    ] {
+        let mut live = Live { now_ms: NOW_MS, ..Live::default() };
+        live.failed_builds.insert("sha256-1".to_owned(), "no mirror".to_owned());
+        live.building.extend(building.then(|| "sha256-1".to_owned()));
+        live.jails.insert(name("web"), seen);
+        let row = rows(&wanted, &live, &usage).remove(0);
+        assert_eq!((row.state.as_str(), row.reason.as_deref()), (state, reason));
+    }
 }
 
 #[test]

@@ -30,7 +30,9 @@ pub fn layers(machine: &Machine) -> Vec<String> {
     let mut names: Vec<String> = entries
         .map(|entry| entry.unwrap().file_name().to_string_lossy().into_owned())
         .filter(|name| {
-            !name.starts_with(".lock-") && (!name.starts_with(".manifest-") || !has_layer(machine, name))
+            !name.starts_with(".lock-")
+                && !name.starts_with(".failed-")
+                && (!name.starts_with(".manifest-") || !has_layer(machine, name))
         })
         .map(|name| if name.starts_with("sha256-") { "layer".to_owned() } else { name })
         .collect();
@@ -80,6 +82,9 @@ fn a_build_that_fails_leaves_no_layer() {
         assert!(said.contains(expect) && !said.contains("build: never"), "{said}");
         assert_eq!(layers(&machine), ["layer"], "the base alone");
     }
+    // What was told is of templates that nobody wants any more.
+    let gone = machine.good(&["gc"]);
+    assert_eq!(gone.matches("build failure").count(), 2, "{gone}");
     template(&machine, &["busybox sleep 1000"], "timeout = '1s'\n");
     let said = machine.status(&["template", "build", "b"], 1);
     assert!(said.contains("it takes too long"), "{said}");
@@ -87,6 +92,12 @@ fn a_build_that_fails_leaves_no_layer() {
     let said = machine.status(&["apply"], 1);
     assert!(said.contains("a: ") && said.contains("it takes too long"), "{said}");
     assert_eq!(layers(&machine), ["layer"]);
+    let told = machine.good(&["status"]);
+    let why = "a: failed: its template `b` could not be built: ";
+    assert!(told.contains(why) && told.contains("it takes too long"), "{told}");
+    template(&machine, &["true"], "");
+    machine.good(&["apply"]);
+    assert!(!machine.good(&["status"]).contains("could not be built"));
 }
 
 #[test]

@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use crate::sys::signal;
 
 static ASKED: AtomicBool = AtomicBool::new(false);
+static CAUGHT: AtomicBool = AtomicBool::new(false);
 
 pub fn ask() {
     ASKED.store(true, Ordering::Relaxed);
@@ -19,7 +20,8 @@ pub fn asked() -> bool {
 /// Has ctrl-C and SIGTERM ask, and tells the person so; a second one ends the process at once. It
 /// takes no thread, so that this process may still be forked.
 pub fn catch() -> io::Result<()> {
-    signal::catch_interrupt(true)
+    // Caught twice, the first signal would be its own second.
+    if CAUGHT.swap(true, Ordering::Relaxed) { Ok(()) } else { signal::catch_interrupt(true) }
 }
 
 /// For a process of the daemon's, which may be asked often: when the daemon is killed it passes its

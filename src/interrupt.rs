@@ -9,10 +9,6 @@ use crate::sys::signal;
 static ASKED: AtomicBool = AtomicBool::new(false);
 static CAUGHT: AtomicBool = AtomicBool::new(false);
 
-pub fn ask() {
-    ASKED.store(true, Ordering::Relaxed);
-}
-
 pub fn asked() -> bool {
     ASKED.load(Ordering::Relaxed)
 }
@@ -21,12 +17,12 @@ pub fn asked() -> bool {
 /// takes no thread, so that this process may still be forked.
 pub fn catch() -> io::Result<()> {
     // Caught twice, the first signal would be its own second.
-    if CAUGHT.swap(true, Ordering::Relaxed) { Ok(()) } else { signal::catch_interrupt(true) }
+    if CAUGHT.swap(true, Ordering::Relaxed) { Ok(()) } else { signal::catch_interrupt(&ASKED, true) }
 }
 
 /// For a process of the daemon's, which may be asked often: when the daemon is killed it passes its
 /// children on from thread to thread as these die, and each sends the signal. What hangs the daemon
 /// kills.
 pub fn catch_from_daemon() -> io::Result<()> {
-    signal::catch_interrupt(false)
+    signal::catch_interrupt(&ASKED, false)
 }

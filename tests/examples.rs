@@ -106,7 +106,7 @@ fn verbs(command: &clap::Command) -> impl Iterator<Item = &clap::Command> {
 #[test]
 fn the_page_has_every_verb_and_option() {
     let page = read("man/stockade.8");
-    let command = cli::Options::command();
+    let command = cli::Line::command();
     for verb in verbs(&command) {
         let name = verb.get_name();
         let item = page

@@ -73,7 +73,7 @@ fn the_jails_stop_after_the_daemon_and_by_a_command_that_there_is() {
     assert!(unit.lines().any(|line| line == "Before=stockade.service"));
     let stop = unit.lines().find_map(|line| line.strip_prefix("ExecStop=/usr/sbin/stockade ")).unwrap();
     let words = std::iter::once("stockade").chain(stop.split(' '));
-    assert!(<stockade::cli::Options as clap::Parser>::try_parse_from(words).is_ok(), "{stop}");
+    assert!(<stockade::cli::Line as clap::Parser>::try_parse_from(words).is_ok(), "{stop}");
 }
 
 #[test]

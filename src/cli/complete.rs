@@ -4,11 +4,10 @@ use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, anyhow};
-use clap::CommandFactory;
 use clap_complete::CompletionCandidate;
 use clap_complete::env::{CompleteEnv, Shells};
 
-use super::{DONE, Options, output};
+use super::{DONE, output};
 use crate::{keys, resolve};
 
 /// How the script asks.
@@ -16,8 +15,8 @@ const ASKED: &str = "STOCKADE_COMPLETE";
 const PROGRAM: &str = "stockade";
 
 /// Answers a shell's script and ends, if that is what called.
-pub fn answer() {
-    CompleteEnv::with_factory(Options::command).var(ASKED).bin(PROGRAM).complete();
+pub fn answer(line: fn() -> clap::Command) {
+    CompleteEnv::with_factory(line).var(ASKED).bin(PROGRAM).complete();
 }
 
 pub fn script(shell: clap_complete::Shell) -> Result<i32> {

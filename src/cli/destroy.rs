@@ -5,10 +5,11 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
+use clap::Args;
+use clap_complete::ArgValueCandidates;
 use serde_json::json;
 
-use super::command::Destroy;
-use super::{DONE, FAILED, Options, USAGE, jails, output};
+use super::{DONE, FAILED, Options, USAGE, complete, named, output};
 use crate::desired::{Desired, Paths};
 use crate::execute::schedule::{self, Task};
 use crate::execute::{self, Host, Outcome};
@@ -25,6 +26,15 @@ struct Doomed {
     names: BTreeSet<JailName>,
     /// Id ranges by holder: a claim that was cut off is nowhere else to be found.
     ranges: BTreeMap<JailName, Vec<u32>>,
+}
+
+#[derive(Debug, Args)]
+pub struct Destroy {
+    #[arg(required = true, add = ArgValueCandidates::new(complete::jails))]
+    pub names: Vec<String>,
+    /// Without asking
+    #[arg(long)]
+    pub yes: bool,
 }
 
 pub fn destroy(options: &Options, asked: &Destroy) -> Result<i32> {
@@ -57,10 +67,10 @@ pub fn destroy(options: &Options, asked: &Destroy) -> Result<i32> {
 }
 
 fn known(host: &Host, desired: &Desired, names: &BTreeSet<JailName>) -> Result<()> {
-    let known = jails::known(desired, &host.journal)?;
+    let known = named::known(desired, &host.journal)?;
     for name in names {
         if !known.contains(name) && !log(&host.journal.paths, name).exists() {
-            bail!("{}", jails::no_jail(name.as_str(), known.iter().map(JailName::as_str)));
+            bail!("{}", named::no_jail(name.as_str(), known.iter().map(JailName::as_str)));
         }
     }
     Ok(())

@@ -3,19 +3,57 @@
 use std::collections::BTreeMap;
 use std::io::IsTerminal;
 use std::os::fd::{AsFd, OwnedFd};
+use std::path::PathBuf;
 
 use anyhow::{Context, Result, anyhow, bail};
+use clap::Args;
+use clap_complete::ArgValueCandidates;
 
-use super::command::{Exec, Shell};
-use super::{DONE, Options, jails};
+use super::{DONE, Options, complete, named};
 use crate::inside::{self, Visit};
 use crate::jail::JailName;
 use crate::journal::Journal;
-use crate::{desired, source, terminal};
+use crate::terminal;
 
 /// The shells `shell` tries, best first, when the user's own is not there.
 const SHELLS: &str =
     "for s in \"$SHELL\" /bin/bash /bin/sh; do [ -x \"$s\" ] && exec \"$s\" -l; done; exec sh";
+
+#[derive(Debug, Args)]
+pub struct Exec {
+    #[arg(add = ArgValueCandidates::new(complete::jails))]
+    pub name: String,
+    /// Directory in the jail
+    #[arg(short, long, value_name = "DIR")]
+    pub workdir: Option<PathBuf>,
+    #[command(flatten)]
+    pub program: Program,
+}
+
+/// What `exec` and `run` start, and how.
+#[derive(Debug, Args)]
+pub struct Program {
+    /// User in the jail, by name or number
+    #[arg(short, long)]
+    pub user: Option<String>,
+    /// Additional environment
+    #[arg(short, long, value_name = "NAME=VALUE")]
+    pub env: Vec<String>,
+    /// Keep this command's own streams even on a terminal
+    #[arg(short = 'T', long)]
+    pub no_terminal: bool,
+    #[arg(last = true, required = true, value_name = "CMD")]
+    pub argv: Vec<String>,
+}
+
+#[derive(Debug, Args)]
+pub struct Shell {
+    #[arg(add = ArgValueCandidates::new(complete::jails))]
+    pub name: String,
+    /// User in the jail, by name or number
+    #[arg(short, long)]
+    pub user: Option<String>,
+}
 
 pub fn exec(options: &Options, asked: &Exec) -> Result<i32> {
     let program = &asked.program;
@@ -34,16 +72,11 @@ pub fn shell(options: &Options, asked: &Shell) -> Result<i32> {
 }
 
 fn visit(options: &Options, name: &str, argv: Vec<String>) -> Result<Visit> {
-    let host = host(options);
+    let host = named::host(options);
     let name = JailName::new(name).map_err(|e| anyhow!(e))?;
     let journal = Journal::open(&host.paths)?;
-    let record = journal.record(&name)?.ok_or_else(|| jails::not_running(options, &name))?;
+    let record = journal.record(&name)?.ok_or_else(|| named::not_running(options, &name))?;
     Visit::new(&record, &host.cgroup, argv)
-}
-
-/// The host's own keys; the jails' definitions are not needed here, nor are their errors.
-pub fn host(options: &Options) -> desired::HostConfig {
-    source::host(&options.paths())
 }
 
 /// On a terminal the program gets one of the jail's own; else this command's streams as they are.
@@ -84,12 +117,12 @@ pub fn environment(pairs: &[String]) -> Result<BTreeMap<String, String>> {
 
 /// Relays the console until ctrl-] or the jail's end.
 pub fn console(options: &Options, name: &str) -> Result<i32> {
-    let host = host(options);
+    let host = named::host(options);
     let name = JailName::new(name).map_err(|e| anyhow!(e))?;
     let path = crate::keeper::console_socket(&host.paths.run, &name);
     let journal = Journal::open(&host.paths)?;
     if !path.exists() && journal.record(&name)?.is_none() {
-        return Err(jails::not_running(options, &name));
+        return Err(named::not_running(options, &name));
     }
     if !path.exists() {
         bail!("{name}: it has no console (exec.console, or exec.boot, gives it one), or is not running");

@@ -11,14 +11,14 @@ use comfy_table::{Table, presets};
 use serde_json::{Value, json};
 
 use super::import::{self, Dead};
-use super::{DONE, FAILED, Options, output, template};
+use super::{DONE, FAILED, Options, output};
 use crate::desired::Desired;
 use crate::execute::{self, Host};
 use crate::jail::JailName;
 use crate::journal::{self, ids, lock};
 use crate::live::{Live, Restarts};
 use crate::resolve::Input;
-use crate::{network, probe, root, source, status};
+use crate::{network, probe, root, source, status, template};
 
 /// A throw-away jail has no record, only a range of ids; one that is younger than this may still
 /// be building its layers. Longer than the longest build.
@@ -204,7 +204,7 @@ impl Look {
             eprintln!("stockade: layers are left alone: the throw-away jail {name} may use them");
             return Ok(());
         }
-        let mut used: BTreeSet<String> = template::all_layers(&self.input.templates).collect();
+        let mut used: BTreeSet<String> = all_layers(&self.input.templates).collect();
         let records = self.live.jails.values().filter_map(|jail| jail.record.as_ref());
         used.extend(records.flat_map(|record| record.layers.iter().cloned()));
         let wanted = self.desired.jails.values().flat_map(|wanted| &wanted.root.layers);
@@ -313,6 +313,12 @@ impl Look {
             Garbage::Bridge(name) => network::remove_bridge_if_unused(name).map(drop),
         }
     }
+}
+
+/// All layers that the templates stand for now, whether built or not.
+fn all_layers(templates: &BTreeMap<String, template::Template>) -> impl Iterator<Item = String> + '_ {
+    let of = |name: &String| template::layers(templates, name).unwrap_or_default();
+    templates.keys().flat_map(of).map(|layer| layer.id)
 }
 
 fn names(directory: &Path) -> Result<Vec<String>> {

@@ -8,11 +8,12 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, anyhow, bail};
+use clap::Args;
+use clap_complete::ArgValueCandidates;
 use rustix::fs::inotify::{self, CreateFlags, WatchFlags};
 use serde_json::json;
 
-use super::command::Logs;
-use super::{DONE, Options, output};
+use super::{DONE, Options, complete, named, output};
 use crate::definition;
 use crate::desired::Paths;
 use crate::jail::JailName;
@@ -25,6 +26,24 @@ const STAMP_BYTES: usize = 27;
 const LOOKS_MAX: usize = 10;
 /// Room for the events of one read; a name is at most 255 bytes.
 const EVENTS_BYTES: usize = 8 * 1024;
+
+#[derive(Debug, Args)]
+pub struct Logs {
+    #[arg(add = ArgValueCandidates::new(complete::jails))]
+    pub name: String,
+    /// Go on as more comes
+    #[arg(short, long)]
+    pub follow: bool,
+    /// Since a moment (2026-11-23T10:00:00Z) or a while ago (10m)
+    #[arg(long, value_name = "TIME")]
+    pub since: Option<String>,
+    /// The last lines only
+    #[arg(short = 'n', long, value_name = "COUNT")]
+    pub lines: Option<usize>,
+    /// Without the time of each line
+    #[arg(long)]
+    pub no_time: bool,
+}
 
 pub fn logs(options: &Options, asked: &Logs) -> Result<i32> {
     let name = JailName::new(&asked.name).map_err(|e| anyhow!(e))?;
@@ -60,7 +79,7 @@ fn must_be_known(options: &Options, paths: &Paths, name: &JailName) -> Result<()
     if has_state || known.iter().any(|other| other == name.as_str()) {
         return Ok(());
     }
-    bail!("{}", super::jails::no_jail(name.as_str(), known.iter().map(String::as_str)))
+    bail!("{}", named::no_jail(name.as_str(), known.iter().map(String::as_str)))
 }
 
 fn logged(directory: &Path) -> Vec<String> {

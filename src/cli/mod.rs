@@ -15,7 +15,10 @@ mod export;
 mod gc;
 mod import;
 mod jails;
+mod listing;
 pub(crate) mod logs;
+mod named;
+mod options;
 mod output;
 mod plan;
 mod progress;
@@ -26,9 +29,11 @@ mod snapshot;
 mod template;
 mod volume;
 
-use clap::Parser;
+use clap::{CommandFactory, Parser};
 
-pub use command::{Command, Options};
+use command::Command;
+pub use command::Line;
+pub use options::Options;
 
 /// Exit statuses, stockade(8).
 pub const DONE: i32 = 0;
@@ -39,13 +44,13 @@ pub const CHANGES: i32 = 4;
 
 /// Parses, dispatches, and prints the one error there may be.
 pub fn main() -> i32 {
-    complete::answer();
-    let options = Options::parse();
-    match dispatch(&options) {
+    complete::answer(Line::command);
+    let Line { options, command } = Line::parse();
+    match dispatch(&options, &command) {
         Ok(status) => status,
         Err(error) => {
             output::error(&options, &error);
-            status_of(&error, &options.command)
+            status_of(&error, &command)
         }
     }
 }
@@ -58,16 +63,16 @@ fn status_of(error: &anyhow::Error, command: &Command) -> i32 {
     }
 }
 
-fn dispatch(options: &Options) -> anyhow::Result<i32> {
-    match &options.command {
+fn dispatch(options: &Options, command: &Command) -> anyhow::Result<i32> {
+    match command {
         Command::Check(check) => plan::check(options, &check.files),
         Command::Plan(plan) => plan::plan(options, &plan.only),
         Command::Apply(apply) => plan::apply(options, &apply.only, apply.no_restart),
         Command::Daemon => daemon::daemon(options),
         Command::Work(asked) => daemon::work(options, asked),
-        Command::Ls(ls) => jails::ls(options, &ls.names),
-        Command::Show(named) => jails::show(options, &named.name),
-        Command::Status => jails::status(options),
+        Command::Ls(ls) => listing::ls(options, &ls.names),
+        Command::Show(named) => listing::show(options, &named.name),
+        Command::Status => listing::status(options),
         Command::Start(many) => jails::start(options, &many.names),
         Command::Stop(stop) if stop.for_now => jails::all_down(options),
         Command::Stop(stop) if stop.all => jails::stop_all(options),

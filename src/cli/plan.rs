@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use anyhow::{Result, anyhow, bail};
 use serde_json::json;
 
-use super::{CHANGES, DONE, FAILED, INVALID, Options, output, progress};
+use super::{CHANGES, DONE, FAILED, INVALID, Options, named, output, progress};
 use crate::desired::Layer;
 use crate::execute::{self, Host, Outcome};
 use crate::jail::JailName;
@@ -139,7 +139,7 @@ fn unknown_names(only: &[JailName], passed: &Passed) -> Result<()> {
             || passed.live.jails.contains_key(name);
         if !known {
             let names = passed.desired.jails.keys().map(JailName::as_str);
-            bail!("{}", super::jails::no_jail(name.as_str(), names));
+            bail!("{}", named::no_jail(name.as_str(), names));
         }
     }
     Ok(())

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use anyhow::Result;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
-use super::{Options, template};
+use super::Options;
 use crate::desired::{Layer, LayerSource};
 use crate::execute::Host;
 use crate::root::layers::WAITING;
@@ -80,6 +80,22 @@ pub fn build(options: &Options, aloud: bool, host: &Host, template: &str, layer:
     built.map(drop)
 }
 
+/// What a layer is made from, in a phrase.
+pub fn made_from(source: &LayerSource) -> String {
+    match source {
+        LayerSource::Host => "the host's /usr".to_owned(),
+        LayerSource::Directory(path) => format!("directory {}", path.display()),
+        LayerSource::Tar { path, .. } => format!("tar {}", path.display()),
+        LayerSource::Image { archive, blob, .. } => {
+            format!("image {} {}", archive.display(), &blob.sha256[..12])
+        }
+        LayerSource::Debootstrap(wanted) => format!("debootstrap {}", wanted.suite),
+        LayerSource::Build(build) => format!("run {}", build.run.join("; ")),
+        LayerSource::Files(files) => format!("{} files of its own", files.len()),
+        LayerSource::Built => "an earlier start or an import".to_owned(),
+    }
+}
+
 /// One line on a terminal for as long as it lasts, a few lines elsewhere.
 struct Building<'b> {
     template: &'b str,
@@ -101,7 +117,7 @@ impl<'b> Building<'b> {
                 let bar = ProgressBar::with_draw_target(None, ProgressDrawTarget::hidden());
                 bar.set_style(ProgressStyle::with_template("{spinner} {prefix}: {wide_msg} {elapsed}")?);
                 bar.set_prefix(format!("template {template}"));
-                bar.set_message(template::made_from(&layer.source));
+                bar.set_message(made_from(&layer.source));
                 Ok(bar)
             })
             .transpose()?;
@@ -119,7 +135,7 @@ impl<'b> Building<'b> {
             bar.set_draw_target(ProgressDrawTarget::stderr_with_hz(HERTZ));
             bar.enable_steady_tick(TICK);
         } else if self.plain {
-            self.say(&format!("building {}", template::made_from(&self.layer.source)));
+            self.say(&format!("building {}", made_from(&self.layer.source)));
         }
     }
 

@@ -6,12 +6,13 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::path::PathBuf;
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
+use clap::Args;
+use clap_complete::ArgValueCandidates;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 use rustix::process::Signal;
 
-use super::command::Run;
-use super::{Options, exec, progress};
+use super::{Options, complete, exec, progress};
 use crate::desired::{DesiredJail, Layer};
 use crate::execute::{self, Host};
 use crate::init::{Order, Report};
@@ -22,6 +23,20 @@ use crate::limits::{Cgroup, Needs};
 use crate::spec::{RootSpec, Spec, Stdio};
 use crate::sys::process::{self, Cloned};
 use crate::{network, root, security, source, terminal};
+
+#[derive(Debug, Args)]
+pub struct Run {
+    #[arg(add = ArgValueCandidates::new(complete::templates))]
+    pub template: String,
+    /// A name instead of one made up
+    #[arg(long)]
+    pub name: Option<String>,
+    /// A key of the definition, `limits.memory="64M"`
+    #[arg(short, long, value_name = "KEY=VALUE")]
+    pub set: Vec<String>,
+    #[command(flatten)]
+    pub program: exec::Program,
+}
 
 pub fn run(options: &Options, asked: &Run) -> Result<i32> {
     let name = match &asked.name {

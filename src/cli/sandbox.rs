@@ -13,7 +13,7 @@ use rustix::fs::{FileType, OFlags, RenameFlags};
 use rustix::io::Errno;
 use serde_json::{Value, json};
 
-use super::{DONE, Options, complete, output, snapshot};
+use super::{DONE, Options, complete, named, output, snapshot};
 use crate::desired::DesiredJail;
 use crate::execute::Host;
 use crate::execute::snapshot::refuse;
@@ -63,8 +63,8 @@ pub struct Seen {
 
 impl Seen {
     pub fn of(options: &Options, name: &str, from: Option<&str>) -> Result<Self> {
-        let (desired, host) = snapshot::open(options)?;
-        let wanted = snapshot::jail(&desired, name)?.clone();
+        let (desired, host) = named::open(options)?;
+        let wanted = named::jail(&desired, name)?.clone();
         refuse(&wanted).with_context(|| name.to_owned())?;
         let name = &wanted.jail.name;
         let state = &host.journal.paths.state;

@@ -12,7 +12,7 @@ use comfy_table::{Table, presets};
 use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::{Value, json};
 
-use super::{DONE, INVALID, Options, USAGE, complete, definition, jails, output};
+use super::{DONE, INVALID, Options, USAGE, complete, definition, jails, named, output};
 use crate::desired::{Desired, DesiredJail};
 use crate::execute::snapshot::{self, Asked};
 use crate::execute::{self, Host};
@@ -73,24 +73,6 @@ pub struct CloneArgs {
     pub set: Vec<String>,
 }
 
-/// What is wanted, and the machine.
-pub fn open(options: &Options) -> Result<(Desired, Host)> {
-    let (desired, _) = source::load(&options.paths());
-    let host = Host::open(desired.host.clone())?;
-    Ok((desired, host))
-}
-
-pub fn jail<'d>(desired: &'d Desired, name: &str) -> Result<&'d DesiredJail> {
-    let name = JailName::new(name).map_err(|e| anyhow!(e))?;
-    if let Some(reason) = desired.broken.get(&name) {
-        bail!("{name}: {reason}");
-    }
-    desired.jails.get(&name).ok_or_else(|| {
-        let hint = diagnostic::did_you_mean(name.as_str(), desired.jails.keys().map(JailName::as_str));
-        anyhow!("no jail is named `{name}`{}", hint.map(|hint| format!(" ({hint})")).unwrap_or_default())
-    })
-}
-
 pub fn snapshot(options: &Options, asked: &TakeArgs) -> Result<i32> {
     if asked.list {
         return list(options, asked.name.as_deref());
@@ -99,8 +81,8 @@ pub fn snapshot(options: &Options, asked: &TakeArgs) -> Result<i32> {
     if !asked.rm.is_empty() {
         return remove(options, name, &asked.rm);
     }
-    let (desired, host) = open(options)?;
-    let wanted = jail(&desired, name)?;
+    let (desired, host) = named::open(options)?;
+    let wanted = named::jail(&desired, name)?;
     let label = asked.label.clone().unwrap_or_else(|| books::time_label(crate::journal::now_ms()));
     books::check_label(&label)?;
     crate::interrupt::catch()?;
@@ -182,9 +164,9 @@ fn users(host: &Host, snapshot: &Snapshot) -> Result<Vec<String>> {
 }
 
 fn list(options: &Options, name: Option<&str>) -> Result<i32> {
-    let (desired, host) = open(options)?;
+    let (desired, host) = named::open(options)?;
     let names = match name {
-        Some(name) => vec![jail(&desired, name)?.jail.name.clone()],
+        Some(name) => vec![named::jail(&desired, name)?.jail.name.clone()],
         None => host.journal.names()?,
     };
     let state = &host.journal.paths.state;
@@ -226,7 +208,7 @@ fn time(at_ms: u64) -> String {
 }
 
 fn remove(options: &Options, name: &str, labels: &[String]) -> Result<i32> {
-    let host = Host::open(super::exec::host(options))?;
+    let host = Host::open(named::host(options))?;
     let name = JailName::new(name).map_err(|e| anyhow!(e))?;
     let state = &host.journal.paths.state;
     let lock = lock::jail(&host.journal.paths, &name)?;
@@ -256,8 +238,8 @@ pub fn find(host: &Host, name: &JailName, label: &str) -> Result<Snapshot> {
 }
 
 pub fn rollback(options: &Options, asked: &RollbackArgs) -> Result<i32> {
-    let (desired, host) = open(options)?;
-    let wanted = jail(&desired, &asked.name)?;
+    let (desired, host) = named::open(options)?;
+    let wanted = named::jail(&desired, &asked.name)?;
     let name = &wanted.jail.name;
     snapshot::refuse(wanted).with_context(|| name.to_string())?;
     let target = match &asked.label {
@@ -336,8 +318,8 @@ fn stop(host: &Host, desired: &Desired, live: &Live, name: &JailName) -> Result<
 }
 
 pub fn clone(options: &Options, asked: &CloneArgs) -> Result<i32> {
-    let (desired, host) = open(options)?;
-    let wanted = jail(&desired, &asked.name)?;
+    let (desired, host) = named::open(options)?;
+    let wanted = named::jail(&desired, &asked.name)?;
     let new = JailName::new(&asked.new).map_err(|e| anyhow!(e))?;
     let taken = desired.jails.contains_key(&new) || desired.broken.contains_key(&new);
     if taken || host.journal.names()?.contains(&new) {

@@ -2,21 +2,51 @@
 
 mod layers;
 
-use std::collections::BTreeMap;
 use std::path::Path;
 
 use anyhow::{Result, anyhow, bail};
+use clap::{Args, Subcommand};
+use clap_complete::ArgValueCandidates;
 use comfy_table::{Table, presets};
 use serde_json::{Value, json};
 
-use super::command::{Template, TemplateVerb};
-use super::{DONE, INVALID, Options, gc, output, progress};
+use super::{DONE, INVALID, Options, complete, gc, output, progress};
 use crate::desired::{Desired, DesiredJail, Layer};
 use crate::execute::Host;
 use crate::template::{self, Base};
 use crate::{diagnostic, root, source, status};
 
-pub use layers::{layers_named, made_from};
+pub use layers::layers_named;
+
+#[derive(Debug, Args)]
+pub struct Template {
+    #[command(subcommand)]
+    pub verb: TemplateVerb,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum TemplateVerb {
+    /// List templates, their layers and who uses them
+    Ls,
+    /// Build a template's layers now
+    Build {
+        #[arg(add = ArgValueCandidates::new(complete::templates))]
+        name: String,
+    },
+    /// Show a template's layers: what they are made from, their sizes, who uses them
+    Show {
+        #[arg(add = ArgValueCandidates::new(complete::templates))]
+        name: String,
+    },
+    /// Compare layers with what they held when they were made
+    Verify {
+        /// Without one: every layer there is
+        #[arg(add = ArgValueCandidates::new(complete::templates))]
+        names: Vec<String>,
+    },
+    /// Remove layers that no jail uses
+    Gc,
+}
 
 pub fn template(options: &Options, asked: &Template) -> Result<i32> {
     match &asked.verb {
@@ -172,10 +202,4 @@ fn build(options: &Options, name: &str) -> Result<i32> {
 
 fn is_below(file: &Path, template: &str) -> bool {
     file.components().any(|part| part.as_os_str() == template)
-}
-
-/// All layers that the templates stand for now, whether built or not.
-pub fn all_layers(templates: &BTreeMap<String, template::Template>) -> impl Iterator<Item = String> + '_ {
-    let of = |name: &String| template::layers(templates, name).unwrap_or_default();
-    templates.keys().flat_map(of).map(|layer| layer.id)
 }

@@ -4,7 +4,7 @@
 
 use std::cell::UnsafeCell;
 use std::io;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 /// What the handler and the waiting thread share.
 struct Bell {
@@ -62,23 +62,22 @@ impl Signals {
 /// What a person is told whose ctrl-C was heard.
 const CLEARING_UP: &str = "stockade: interrupted; clearing up, once more to end at once\n";
 
-/// Has SIGINT and SIGTERM tell [`crate::interrupt::ask`]. With `told`, this process, but none that it
-/// forks, says so, and a second one ends each at once.
-pub fn catch_interrupt(told: bool) -> io::Result<()> {
+/// Has SIGINT and SIGTERM set `asked`. With `told`, this process, but none that it forks, says so, and
+/// a second one ends each at once.
+pub fn catch_interrupt(asked: &'static AtomicBool, told: bool) -> io::Result<()> {
     let catcher = std::process::id();
     for signal in [libc::SIGINT, libc::SIGTERM] {
         let act = move || {
-            if told && crate::interrupt::asked() {
+            if asked.swap(true, Ordering::Relaxed) && told {
                 super::process::exit_now(128 + libc::SIGINT);
             }
-            crate::interrupt::ask();
             if told && std::process::id() == catcher {
                 // SAFETY: write(2) from a constant text of that length. Who reads no more of what
                 // is said needs no error.
                 unsafe { libc::write(libc::STDERR_FILENO, CLEARING_UP.as_ptr().cast(), CLEARING_UP.len()) };
             }
         };
-        // SAFETY: the action loads and stores an atomic and calls getpid(2), write(2) and _exit(2):
+        // SAFETY: the action changes an atomic and calls getpid(2), write(2) and _exit(2):
         // a handler may do all of these (signal-safety(7)), and signal-hook keeps errno.
         unsafe { signal_hook::low_level::register(signal, act)? };
     }

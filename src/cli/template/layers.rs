@@ -6,27 +6,12 @@ use anyhow::{Context, Result, anyhow, bail};
 use comfy_table::{Table, presets};
 use serde_json::{Value, json};
 
+use crate::cli::progress::made_from;
 use crate::cli::{DONE, FAILED, Options, output};
-use crate::desired::{Desired, Layer, LayerSource};
+use crate::desired::{Desired, Layer};
 use crate::resolve::Input;
 use crate::root::layers::{self, manifest::Verdict};
 use crate::{diagnostic, source, status, template};
-
-/// What a layer is made from, in a phrase.
-pub fn made_from(source: &LayerSource) -> String {
-    match source {
-        LayerSource::Host => "the host's /usr".to_owned(),
-        LayerSource::Directory(path) => format!("directory {}", path.display()),
-        LayerSource::Tar { path, .. } => format!("tar {}", path.display()),
-        LayerSource::Image { archive, blob, .. } => {
-            format!("image {} {}", archive.display(), &blob.sha256[..12])
-        }
-        LayerSource::Debootstrap(wanted) => format!("debootstrap {}", wanted.suite),
-        LayerSource::Build(build) => format!("run {}", build.run.join("; ")),
-        LayerSource::Files(files) => format!("{} files of its own", files.len()),
-        LayerSource::Built => "an earlier start or an import".to_owned(),
-    }
-}
 
 fn input(options: &Options) -> (Desired, Input) {
     let paths = options.paths();

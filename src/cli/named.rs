@@ -1,0 +1,59 @@
+//! A jail by the name that somebody typed: which there are, and what is said where there is none.
+
+use std::collections::BTreeSet;
+
+use anyhow::{Result, anyhow, bail};
+
+use super::Options;
+use crate::desired::{Desired, DesiredJail, HostConfig};
+use crate::execute::Host;
+use crate::jail::JailName;
+use crate::journal::Journal;
+use crate::{diagnostic, source};
+
+/// The host's own keys; the jails' definitions are not needed here, nor are their errors.
+pub fn host(options: &Options) -> HostConfig {
+    source::host(&options.paths())
+}
+
+/// What is wanted, and the machine.
+pub fn open(options: &Options) -> Result<(Desired, Host)> {
+    let (desired, _) = source::load(&options.paths());
+    let host = Host::open(desired.host.clone())?;
+    Ok((desired, host))
+}
+
+pub fn jail<'d>(desired: &'d Desired, name: &str) -> Result<&'d DesiredJail> {
+    let name = JailName::new(name).map_err(|e| anyhow!(e))?;
+    if let Some(reason) = desired.broken.get(&name) {
+        bail!("{name}: {reason}");
+    }
+    desired
+        .jails
+        .get(&name)
+        .ok_or_else(|| anyhow!(no_jail(name.as_str(), desired.jails.keys().map(JailName::as_str))))
+}
+
+pub fn no_jail<'k>(name: &str, known: impl IntoIterator<Item = &'k str>) -> String {
+    let hint = diagnostic::did_you_mean(name, known).map(|hint| format!(" ({hint})")).unwrap_or_default();
+    format!("no jail is named `{name}`{hint}")
+}
+
+/// Every jail that is defined, or of which there is something on the machine.
+pub fn known(desired: &Desired, journal: &Journal) -> Result<BTreeSet<JailName>> {
+    let mut known: BTreeSet<JailName> = journal.names()?.into_iter().collect();
+    known.extend(desired.jails.keys().chain(desired.broken.keys()).cloned());
+    Ok(known)
+}
+
+/// Why nothing can be done inside: the jail is down, or there is none of that name.
+pub fn not_running(options: &Options, name: &JailName) -> anyhow::Error {
+    let (desired, _) = source::load(&options.paths());
+    let known = Journal::open(&desired.host.paths).and_then(|journal| known(&desired, &journal));
+    match known {
+        Ok(known) if !known.contains(name) => {
+            anyhow!(no_jail(name.as_str(), known.iter().map(JailName::as_str)))
+        }
+        _ => anyhow!("{name}: it is not running"),
+    }
+}

@@ -151,8 +151,7 @@ impl Rounds<'_> {
             ensure!(found.0.0.host == host.config, "read stockade.toml: it changes just now");
             passed = self.compare(host, found, apply)?;
         }
-        execute::clear_unrecorded(&host.journal, &passed.desired, &passed.live);
-        execute::clear_dead(host, &passed.desired, &passed.live);
+        execute::clear_leftovers(host, &passed.desired, &passed.live);
         if self.options.build.is_none() {
             self.leave_what_lasts(host, &mut passed)?;
         }

@@ -6,12 +6,12 @@ mod fallback;
 pub mod hook;
 mod inside;
 mod keeper;
+mod leftovers;
 pub mod schedule;
 pub mod scheduled;
 pub mod snapshot;
 mod start;
 mod stop;
-mod throw_away;
 mod update;
 mod volume;
 
@@ -34,10 +34,10 @@ use crate::{network, root};
 
 pub use build::{BuildLayer, layers_of, needs_layers};
 pub use etc::files as etc_files;
+pub use leftovers::clear as clear_leftovers;
 pub use schedule::Outcome;
 pub use start::{instance, refused, spec_of_stopped, start};
 pub use stop::{cgroup, remove_cgroup, stop};
-pub use throw_away::clear_dead;
 pub use volume::in_memory;
 
 /// What every step needs of the machine.
@@ -167,20 +167,6 @@ pub fn account(journal: &Journal, desired: &Desired, live: &mut Live, write: boo
         }
     }
     Ok(())
-}
-
-/// A start that was cut before its first record has left an empty directory, which only a jail
-/// that has a definition would use again.
-pub fn clear_unrecorded(journal: &Journal, desired: &Desired, live: &Live) {
-    let known = |name: &JailName| desired.jails.contains_key(name) || desired.broken.contains_key(name);
-    for (name, jail) in &live.jails {
-        if jail.record.is_none() && jail.unreadable.is_none() && !known(name) {
-            // There is none, as a rule; and what is not empty is not ours to judge.
-            let _ = std::fs::remove_dir(journal.run_dir(name));
-            // What cannot be forgotten now is so by the next pass, or by `gc`.
-            let _ = journal.write_restarts(name, &Restarts::default());
-        }
-    }
 }
 
 /// Told about each jail as it is done: name, and what has become of it.

@@ -19,7 +19,7 @@ const LOOK_MS: i64 = 100;
 pub fn spawn(program: &OwnedFd, hello: &Hello, instance: &OwnedFd) -> Result<OwnedFd> {
     let (ours, theirs) = socket::pair()?;
     let mut child = Command::new(format!("/proc/self/fd/{}", program.as_raw_fd()))
-        .arg0(KEEPER_NAME)
+        .arg0(format!("{KEEPER_NAME}{}", hello.spec.jail.name))
         .env_clear()
         .stdin(Stdio::from(theirs))
         .stdout(Stdio::null())

@@ -24,8 +24,9 @@ use crate::sys::{confine, process, socket};
 
 pub use log::{LOG_BYTES_MAX, ROTATIONS, rotated};
 
-/// argv[0] by which the program knows that it is to be a keeper.
-pub const KEEPER_NAME: &str = "stockade-keeper";
+/// How argv[0] begins by which the program knows that it is to be a keeper, and by which ps(1) shows
+/// whose: the jail's name follows. The jail's init has it as well.
+pub const KEEPER_NAME: &str = "stockade: jail ";
 /// Of the messages below; a keeper of another version is left alone and said to be so.
 pub const PROTOCOL: u32 = 1;
 

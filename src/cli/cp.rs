@@ -18,7 +18,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::json;
 
 use super::progress::Progress;
-use super::{DONE, Options, output};
+use super::{DONE, Options, named, output};
 use crate::desired::{Desired, DesiredJail};
 use crate::execute::{self, Host};
 use crate::jail::{JailName, OnStop};
@@ -27,7 +27,7 @@ use crate::live::{JailState, Record};
 use crate::root::carry;
 use crate::root::view::View;
 use crate::sys::process::{self, Cloned};
-use crate::{diagnostic, probe, source};
+use crate::{diagnostic, probe};
 
 /// Bytes that are gathered before they go into the stream.
 const CHUNK: usize = 256 << 10;
@@ -70,8 +70,7 @@ pub fn cp(options: &Options, asked: &Cp) -> Result<i32> {
     let (from, sources) = sources(&asked.paths[..asked.paths.len() - 1])?;
     let (to, target) = side(&asked.paths[asked.paths.len() - 1])?;
     check(&from, &to, asked.archive)?;
-    let (desired, _) = source::load(&options.paths());
-    let host = Host::open(desired.host.clone())?;
+    let (desired, host) = named::open(options)?;
     // From here on something is to be cleared away: ctrl-C ends the copy, not this process.
     crate::interrupt::catch()?;
     process::ignore_pipe_signal();

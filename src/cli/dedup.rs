@@ -7,14 +7,14 @@ use anyhow::{Context, Result, ensure};
 use serde_json::json;
 
 use super::progress::Progress;
-use super::{DONE, FAILED, Options, output};
+use super::{DONE, FAILED, Options, named, output};
 use crate::execute::Host;
 use crate::root::dedup;
+use crate::status;
 use crate::sys::mount;
-use crate::{source, status};
 
 pub fn dedup(options: &Options, dry_run: bool) -> Result<i32> {
-    let (desired, _) = source::load(&options.paths());
+    let desired = named::load(options);
     let host = Host::open(desired.host)?;
     crate::interrupt::catch()?;
     let state = &host.journal.paths.state;

@@ -17,7 +17,7 @@ use crate::jail::{JailName, Settings};
 use crate::journal::{self, ids, lock};
 use crate::keeper::{ROTATIONS, rotated};
 use crate::live::{Live, Restarts};
-use crate::{network, probe, source};
+use crate::{network, probe};
 
 /// Everything that is looked at once for all jails.
 struct Doomed {
@@ -40,8 +40,7 @@ pub struct Destroy {
 pub fn destroy(options: &Options, asked: &Destroy) -> Result<i32> {
     let names: BTreeSet<JailName> =
         asked.names.iter().map(|name| JailName::new(name).map_err(|e| anyhow!(e))).collect::<Result<_>>()?;
-    let (desired, _) = source::load(&options.paths());
-    let host = Host::open(desired.host.clone())?;
+    let (desired, host) = named::open(options)?;
     known(&host, &desired, &names)?;
     for name in &names {
         if let Some(note) = comes_back(&desired, name) {

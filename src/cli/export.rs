@@ -15,7 +15,7 @@ use rustix::pipe::PipeFlags;
 use serde_json::json;
 
 use super::progress::Progress;
-use super::{DONE, Options, output, snapshot};
+use super::{DONE, Options, named, output, snapshot};
 use crate::desired::Desired;
 use crate::execute::{self, Host};
 use crate::jail::JailName;
@@ -65,8 +65,7 @@ pub fn export(options: &Options, asked: &Export) -> Result<i32> {
         "export: an archive does not go to a terminal: name a file"
     );
     ensure!(!asked.file.is_dir(), "{} is a directory: name a file", asked.file.display());
-    let (desired, _) = source::load(&options.paths());
-    let host = Host::open(desired.host.clone())?;
+    let (desired, host) = named::open(options)?;
     crate::interrupt::catch()?;
     process::ignore_pipe_signal();
     process::raise_descriptor_limit().context("raise the limit of open files")?;

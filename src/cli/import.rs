@@ -16,7 +16,7 @@ use clap::Args;
 use serde_json::{Value, json};
 
 use super::progress::Progress;
-use super::{DONE, FAILED, Options, output};
+use super::{DONE, FAILED, Options, named, output};
 use crate::desired::{Desired, Paths};
 use crate::execute::Host;
 use crate::jail::{JailName, NetworkMode};
@@ -67,8 +67,7 @@ struct Findings {
 pub fn import(options: &Options, asked: &Import) -> Result<i32> {
     let archive = open(&asked.file)?;
     let wanted = asked.name.as_deref().map(|name| JailName::new(name).map_err(|e| anyhow!(e))).transpose()?;
-    let (desired, _) = source::load(&options.paths());
-    let host = Host::open(desired.host.clone())?;
+    let (_, host) = named::open(options)?;
     crate::interrupt::catch()?;
     dead::sweep(&host)?;
     layers::remove_half_built(&host.journal.paths.state)?;

@@ -11,8 +11,8 @@ use crate::jail::JailName;
 use crate::journal::lock;
 use crate::live::{JailState, Restarts};
 use crate::pass::{self, PassOptions, Passed};
+use crate::probe;
 use crate::sys::process;
-use crate::{probe, source};
 
 /// Clears what keeps the jails down, and those they depend on, and lets the plan start them.
 pub fn start(options: &Options, names: &[String]) -> Result<i32> {
@@ -24,8 +24,7 @@ pub fn start(options: &Options, names: &[String]) -> Result<i32> {
 
 /// Takes away what would keep the jails and all that they need down.
 fn let_start(options: &Options, names: &[JailName]) -> Result<()> {
-    let (desired, _) = source::load(&options.paths());
-    let host = Host::open(desired.host.clone())?;
+    let (desired, host) = named::open(options)?;
     for name in with_depends(&desired, names)? {
         host.journal.release_hold(&name)?;
         host.journal.write_restarts(&name, &Restarts::default())?;
@@ -74,8 +73,7 @@ fn forget_end(host: &Host, name: &JailName) -> Result<()> {
 /// Holds the jails down, and lets the plan stop them and what depends on them.
 pub fn stop(options: &Options, names: &[String]) -> Result<i32> {
     let names = parse(names)?;
-    let (desired, _) = source::load(&options.paths());
-    let host = Host::open(desired.host.clone())?;
+    let (desired, host) = named::open(options)?;
     let known = named::known(&desired, &host.journal)?;
     for name in &names {
         if !known.contains(name) {

@@ -11,7 +11,7 @@ use crate::execute::{self, Host};
 use crate::jail::JailName;
 use crate::live::{JailState, Live, LiveJail};
 use crate::status::{self, Row, Usage};
-use crate::{cores, keys, probe, source};
+use crate::{cores, keys, probe};
 
 /// Everything there is to see, for the verbs that only look.
 struct View {
@@ -22,8 +22,7 @@ struct View {
 }
 
 fn view(options: &Options) -> Result<View> {
-    let (desired, _) = source::load(&options.paths());
-    let host = Host::open(desired.host.clone())?;
+    let (desired, host) = named::open(options)?;
     let mut live = probe::probe(&host.journal, &host.config, &host.hierarchies)?;
     execute::account(&host.journal, &desired, &mut live, false)?;
     let usage = usage(&host, &live)?;

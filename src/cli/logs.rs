@@ -71,7 +71,7 @@ pub fn logs(options: &Options, asked: &Logs) -> Result<i32> {
 
 /// A jail that has printed nothing yet is none the less one.
 fn must_be_known(options: &Options, paths: &Paths, name: &JailName) -> Result<()> {
-    let (desired, _) = source::load(&options.paths());
+    let desired = named::load(options);
     let mut known: Vec<String> =
         desired.jails.keys().chain(desired.broken.keys()).map(ToString::to_string).collect();
     known.extend(logged(&paths.log));

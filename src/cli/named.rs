@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use anyhow::{Result, anyhow, bail};
 
-use super::Options;
+use super::{Options, output};
 use crate::desired::{Desired, DesiredJail, HostConfig};
 use crate::execute::Host;
 use crate::jail::JailName;
@@ -16,9 +16,20 @@ pub fn host(options: &Options) -> HostConfig {
     source::host(&options.paths())
 }
 
+/// What is wanted. A file that is wrong is told of with its jail; why not all could be read has no
+/// such place, and who looks for a jail that is missing has to know.
+pub fn load(options: &Options) -> Desired {
+    let (desired, found) = source::load(&options.paths());
+    // Of a host's file that is wrong the verb itself makes an error.
+    if !desired.complete && desired.host.broken.is_none() {
+        output::diagnostics(options, &found);
+    }
+    desired
+}
+
 /// What is wanted, and the machine.
 pub fn open(options: &Options) -> Result<(Desired, Host)> {
-    let (desired, _) = source::load(&options.paths());
+    let desired = load(options);
     let host = Host::open(desired.host.clone())?;
     Ok((desired, host))
 }
@@ -48,7 +59,7 @@ pub fn known(desired: &Desired, journal: &Journal) -> Result<BTreeSet<JailName>>
 
 /// Why nothing can be done inside: the jail is down, or there is none of that name.
 pub fn not_running(options: &Options, name: &JailName) -> anyhow::Error {
-    let (desired, _) = source::load(&options.paths());
+    let desired = load(options);
     let known = Journal::open(&desired.host.paths).and_then(|journal| known(&desired, &journal));
     match known {
         Ok(known) if !known.contains(name) => {

@@ -133,12 +133,7 @@ pub fn load_text(paths: &Paths, name: &JailName, text: &str) -> (Desired, Vec<Di
 
 /// The host's own keys alone, with their defaults where its file is absent or has errors.
 pub fn host(paths: &Paths) -> HostConfig {
-    let config = config(paths);
-    let guard = Guard::strict();
-    let mut texts = Texts::default();
-    if directory(config, guard).is_ok() {
-        texts.host(&config.join("stockade.toml"), guard);
-    }
+    let mut texts = Texts::below(config(paths), Guard::strict());
     resolve::host_config(paths, &raw_host(&mut texts))
 }
 
@@ -146,9 +141,8 @@ pub fn host(paths: &Paths) -> HostConfig {
 fn read_shared(paths: &Paths) -> Texts {
     let config = config(paths);
     let guard = Guard::strict();
-    let mut texts = Texts::default();
-    if directory(config, guard).is_ok() {
-        texts.host(&config.join("stockade.toml"), guard);
+    let mut texts = Texts::below(config, guard);
+    if texts.complete {
         texts.templates(&config.join("templates"), guard);
     }
     texts
@@ -168,15 +162,11 @@ pub fn read(paths: &Paths) -> Texts {
 fn read_again(paths: &Paths, known: Option<&Known>) -> Texts {
     let config = config(paths);
     let guard = Guard::strict();
-    let mut texts = Texts::default();
-    if let Err(why) = directory(config, guard) {
-        texts.complete = false;
-        texts.unlisted(config, why);
-        return texts;
+    let mut texts = Texts::below(config, guard);
+    if texts.complete {
+        texts.jails(&config.join("jails.d"), guard, known);
+        texts.templates(&config.join("templates"), guard);
     }
-    texts.host(&config.join("stockade.toml"), guard);
-    texts.jails(&config.join("jails.d"), guard, known);
-    texts.templates(&config.join("templates"), guard);
     texts
 }
 
@@ -203,6 +193,23 @@ fn list(path: &Path, guard: Guard) -> Result<Vec<DirEntry>, Refusal> {
 }
 
 impl Texts {
+    /// The host's file, if the directory itself is good. Of one that is there and no good nobody
+    /// knows what the file says: the defaults may be looser.
+    fn below(config: &Path, guard: Guard) -> Self {
+        let mut texts = Self::default();
+        match directory(config, guard) {
+            Ok(()) => texts.host(&config.join("stockade.toml"), guard),
+            Err(why) => {
+                texts.complete = false;
+                if let Refusal::Because(why) = &why {
+                    texts.host_refused = Some(Diagnostic::whole(config, why.clone()).summary());
+                }
+                texts.unlisted(config, why);
+            }
+        }
+        texts
+    }
+
     fn unlisted(&mut self, path: &Path, why: Refusal) {
         let message = match why {
             Refusal::Absent => "there is no such directory".to_owned(),

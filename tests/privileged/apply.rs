@@ -53,6 +53,35 @@ fn a_broken_file_leaves_its_jail_and_the_others_up() {
 }
 
 #[test]
+fn what_cannot_be_trusted_is_told_of_and_removes_nothing() {
+    use std::os::unix::fs::PermissionsExt;
+    let Some(machine) = Machine::new() else { return };
+    machine.jail("a", SLEEP);
+    machine.good(&["apply"]);
+    let pid = machine.pid("a");
+    let chmod = |path: &std::path::Path, mode| {
+        std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode)).unwrap();
+    };
+    for path in [machine.config(), machine.config().join("jails.d")] {
+        chmod(&path, 0o777);
+        let why = "others than root can write it";
+        assert!(machine.status(&["apply"], 3).contains(why));
+        for verb in [&["ls"][..], &["status"], &["show", "a"]] {
+            let said = crate::machine::said(&machine.stockade(verb));
+            assert!(said.contains(why), "{verb:?}: {said}");
+        }
+        assert!(crate::machine::said(&machine.stockade(&["stop", "b"])).contains(why));
+        // Nor may what stockade.toml enforces be passed over.
+        if path == machine.config() {
+            assert!(machine.status(&["run", "host", "--", "true"], 125).contains(why));
+        }
+        chmod(&path, 0o755);
+        assert_eq!(machine.pid("a"), pid, "{}", path.display());
+    }
+    assert!(machine.good(&["apply"]).contains("No changes"));
+}
+
+#[test]
 fn ctrl_c_leaves_no_half_made_jail() {
     let Some(machine) = Machine::new() else { return };
     let slow = format!("{SLEEP}prestart = [\"touch {}/here; sleep 60\"]\n", machine.path().display());

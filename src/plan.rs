@@ -85,6 +85,8 @@ pub struct Action {
     pub drift: Vec<Change>,
     /// Why, in a phrase, where no change says it.
     pub reason: Option<String>,
+    /// It starts by its last start's keys and layers, not by what is wanted.
+    pub as_before: bool,
     /// Jails whose start half must have ended well before this one's begins.
     pub start_after: Vec<JailName>,
     /// Jails whose stop half must have ended well before this one's begins.
@@ -138,7 +140,8 @@ impl Action {
     pub(crate) fn new(name: &JailName, kind: ActionKind) -> Self {
         let (changes, drift) = (Vec::new(), Vec::new());
         let (start_after, stop_after) = (Vec::new(), Vec::new());
-        Self { name: name.clone(), kind, changes, drift, reason: None, start_after, stop_after }
+        let (reason, as_before) = (None, false);
+        Self { name: name.clone(), kind, changes, drift, reason, as_before, start_after, stop_after }
     }
 
     /// Something of the jail is taken down first.

@@ -47,7 +47,8 @@ pub fn needs_layers(desired: &Desired, live: &Live, plan: &Plan) -> bool {
 }
 
 fn starts<'d>(desired: &'d Desired, plan: &Plan) -> impl Iterator<Item = &'d DesiredJail> {
-    plan.actions.iter().filter(|action| action.starts()).filter_map(|action| desired.jails.get(&action.name))
+    let starts = plan.actions.iter().filter(|action| action.starts() && !action.as_before);
+    starts.filter_map(|action| desired.jails.get(&action.name))
 }
 
 /// Makes the layers that the starts of a plan need, each once, before anything is stopped for

@@ -66,8 +66,18 @@ fn judge(host: &Host, record: Record) -> Result<()> {
     bail!("it {exit} at once")
 }
 
-/// Starts it by the keys and on the layers of its last start.
+/// Starts it as it was, for what is wanted cannot be yet.
+pub fn again(host: &Host, wanted: &DesiredJail) -> Result<()> {
+    let before = start::record(host, &wanted.jail.name)?;
+    start::start_as(host, &old(wanted, &before)?, before.instead_of)
+}
+
 fn instead(host: &Host, wanted: &DesiredJail, before: &Record) -> Result<()> {
+    start::start_as(host, &old(wanted, before)?, Some(plan::attempt(wanted)))
+}
+
+/// By the keys and on the layers of its last start.
+fn old(wanted: &DesiredJail, before: &Record) -> Result<DesiredJail> {
     let jail = Jail::from_settings(&before.name, &before.settings).map_err(anyhow::Error::msg)?;
     let layer = |id: &String| Layer { id: id.clone(), source: LayerSource::Built };
     let root = DesiredRoot {
@@ -76,6 +86,5 @@ fn instead(host: &Host, wanted: &DesiredJail, before: &Record) -> Result<()> {
         files: wanted.root.files.clone(),
         etc: wanted.root.etc.clone(),
     };
-    let old = DesiredJail { file: wanted.file.clone(), settings: before.settings.clone(), jail, root };
-    start::start_instead(host, &old, plan::attempt(wanted))
+    Ok(DesiredJail { file: wanted.file.clone(), settings: before.settings.clone(), jail, root })
 }

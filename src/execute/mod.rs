@@ -274,6 +274,9 @@ fn run_half(host: &Host, desired: &Desired, action: &Action, half: Half) -> Resu
         return stop_half(host, action).map(|()| None);
     }
     let wanted = desired.jails.get(name).ok_or_else(|| anyhow!("it is not defined"))?;
+    if action.as_before {
+        return fallback::again(host, wanted).map(|()| None);
+    }
     if action.kind != ActionKind::Update {
         forgive_if_changed(host, wanted)?;
         return match action.kind {

@@ -38,9 +38,9 @@ pub fn start(host: &Host, wanted: &DesiredJail) -> Result<()> {
     start_by(host, wanted, new_record(host, wanted))
 }
 
-/// The same, where something else was wanted and did not come up: see [`Record::instead_of`].
-pub fn start_instead(host: &Host, wanted: &DesiredJail, attempt: String) -> Result<()> {
-    start_by(host, wanted, Record { instead_of: Some(attempt), ..new_record(host, wanted) })
+/// The same, perhaps where something else was wanted and did not come up.
+pub fn start_as(host: &Host, wanted: &DesiredJail, instead_of: Option<String>) -> Result<()> {
+    start_by(host, wanted, Record { instead_of, ..new_record(host, wanted) })
 }
 
 fn start_by(host: &Host, wanted: &DesiredJail, record: Record) -> Result<()> {

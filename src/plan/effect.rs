@@ -60,6 +60,7 @@ pub(crate) fn simulate_halves(halves: &[(&Action, Half)], live: &Live, desired: 
             (Half::Stop, ActionKind::Remove, _) => remove(&mut live, &action.name),
             (Half::Stop, ..) => stop(&mut live, &action.name),
             (Half::Start, ActionKind::Update, Some(wanted)) => update(&mut live, action, wanted),
+            (Half::Start, ..) if action.as_before => start_again(&mut live, &action.name),
             (Half::Start, _, Some(wanted)) => start(&mut live, &action.name, wanted),
             (Half::Start, _, None) => {}
         }
@@ -94,6 +95,14 @@ fn start(live: &mut Live, name: &JailName, wanted: &DesiredJail) {
     let (held, restarts) = (seen.held, std::mem::take(&mut seen.restarts));
     let (record, state) = (Some(record), JailState::Up);
     *seen = LiveJail { state, record, held, restarts, has_data: true, ..LiveJail::default() };
+}
+
+fn start_again(live: &mut Live, name: &JailName) {
+    let Some(LiveJail { record: Some(record), held, restarts, .. }) = live.jails.remove(name) else { return };
+    let record = Record { phase: Phase::Up, stopping: false, started_ms: live.now_ms, ..record };
+    let (state, record) = (JailState::Up, Some(record));
+    let seen = LiveJail { state, record, held, restarts, has_data: true, ..LiveJail::default() };
+    live.jails.insert(name.clone(), seen);
 }
 
 fn record(name: &JailName, wanted: &DesiredJail, now_ms: u64) -> Record {

@@ -3,7 +3,7 @@
 
 use std::fmt;
 
-use super::{Action, ActionKind, Change, Options, Postponed, compare, volume};
+use super::{Action, ActionKind, Change, Options, Postponed, compare, layers, volume};
 use crate::desired::{Desired, DesiredJail, HostConfig};
 use crate::jail::{JailName, RestartPolicy};
 use crate::keys::Cost;
@@ -99,14 +99,19 @@ fn judge_wanted(
     {
         return refuse(reason);
     }
-    let mut changes = seen.record.as_ref().map(|record| compare::changes(record, wanted)).unwrap_or_default();
-    volume::weigh(&mut changes, wanted, seen, live);
+    let as_before = layers::runs_as_before(wanted, seen, live, options);
+    let mut changes = Vec::new();
+    if !as_before {
+        changes.extend(seen.record.iter().flat_map(|record| compare::changes(record, wanted)));
+        volume::weigh(&mut changes, wanted, seen, live);
+    }
     let judgement = match wish(wanted, seen, !changes.is_empty(), live.now_ms) {
         Wish::Up => bring_up((name, wanted), (seen, live), host, changes, options),
         Wish::Later(at_ms) => wait(name, seen, at_ms, live.now_ms),
         Wish::Down(reason) => keep_down(name, seen, reason),
     };
     match &seen.record {
+        _ if as_before => layers::as_before(judgement, wanted, live),
         Some(record) if runs(&seen.state) && compare::gave_up(record, wanted) => {
             let changes = compare::differences(record, wanted);
             let reason = "it did not come up with this, and runs as before".to_owned();

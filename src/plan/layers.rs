@@ -5,7 +5,7 @@ use super::judge::{Judgement, runs};
 use super::{Action, Options};
 use crate::desired::{Desired, DesiredJail, Layer, LayerSource};
 use crate::jail::JailName;
-use crate::live::Live;
+use crate::live::{JailState, Live, LiveJail, Record};
 
 /// The template of a jail that has to be built before the jail can start. The layer around the
 /// host's own /usr does not count: it is made within a start.
@@ -26,6 +26,33 @@ pub fn build_failure<'d>(wanted: &'d DesiredJail, live: &'d Live) -> Option<(&'d
     Some((template, why))
 }
 
+/// Whether a jail that has ended is to run again as it did before: for as long as what it is to lie
+/// on now waits to be built, which may take long, or never come to a good end.
+pub fn runs_as_before(wanted: &DesiredJail, seen: &LiveJail, live: &Live, options: &Options) -> bool {
+    let is_there = |record: &Record| {
+        !record.layers.is_empty() && record.layers.iter().all(|id| live.layers.contains(id))
+    };
+    options.waits_for_layers
+        && matches!(seen.state, JailState::Exited(_))
+        && seen.record.as_ref().is_some_and(is_there)
+        && unbuilt(wanted, live).is_some()
+}
+
+pub fn as_before(judgement: Judgement, wanted: &DesiredJail, live: &Live) -> Judgement {
+    let template = unbuilt(wanted, live).unwrap_or_default();
+    let reason = format!("on its old layers: its template `{template}` {}", waits(wanted, live));
+    let action = judgement.action.map(|action| Action {
+        as_before: action.starts(),
+        reason: if action.starts() { Some(reason) } else { action.reason },
+        ..action
+    });
+    Judgement { action, unbuilt: Some(template.to_owned()), ..judgement }
+}
+
+fn waits(wanted: &DesiredJail, live: &Live) -> &'static str {
+    if is_being_built(wanted, live) { "is being built" } else { "waits to be built" }
+}
+
 /// Says of a jail that is to start that it needs a build before, or puts it off until that is done.
 pub fn weigh(
     judgement: Judgement,
@@ -35,10 +62,12 @@ pub fn weigh(
     options: &Options,
 ) -> Judgement {
     let Some(wanted) = desired.jails.get(name) else { return judgement };
+    if judgement.action.as_ref().is_some_and(|action| action.as_before) {
+        return judgement;
+    }
     let Some(template) = unbuilt(wanted, live) else { return judgement };
     let judgement = if options.waits_for_layers {
-        let how = if is_being_built(wanted, live) { "is being built" } else { "waits to be built" };
-        hold_back(judgement, name, format!("its template `{template}` {how}"), live)
+        hold_back(judgement, name, format!("its template `{template}` {}", waits(wanted, live)), live)
     } else {
         let is_up = live.jails.get(name).is_some_and(|seen| runs(&seen.state));
         let how = if is_being_built(wanted, live) { "is being built" } else { "is built first" };

@@ -105,6 +105,30 @@ fn a_build_that_fails_is_told_of_once_and_made_anew_when_it_is_mended() {
 }
 
 #[test]
+fn a_jail_that_dies_while_its_new_base_is_built_runs_again_on_the_old_one() {
+    let Some(mut machine) = Machine::new() else { return };
+    template(&machine, &["echo 1 > /etc/built"], "");
+    machine.jail("a", &format!("{SLOW}[restart]\npolicy = 'always'\ndelay = '100ms'\n"));
+    start(&mut machine, &[]);
+    wait_running(&machine, "a");
+    let built = |machine: &Machine| machine.good(&["exec", "a", "--", "cat", "/etc/built"]);
+    // One that lasts, and one that fails and is begun again and again.
+    for lines in ["busybox sleep 1000", "exit 3"] {
+        let (first, begun) = (machine.pid("a"), log(&machine).matches("template b: building").count());
+        template(&machine, &[lines], "");
+        machine
+            .wait_until("a build is begun", || log(&machine).matches("template b: building").count() > begun);
+        kill(first, Signal::KILL);
+        machine.wait_until("it runs again", || is_new(&machine, "a", first));
+        assert_eq!(built(&machine), "1\n", "{lines}");
+    }
+    let before = machine.pid("a");
+    template(&machine, &["echo 2 > /etc/built"], "");
+    machine.wait_until("it runs on the new one", || is_new(&machine, "a", before));
+    assert_eq!(built(&machine), "2\n");
+}
+
+#[test]
 fn a_build_of_what_a_template_was_before_is_given_up() {
     let Some(mut machine) = Machine::new() else { return };
     template(&machine, &["busybox sleep 1000"], "");

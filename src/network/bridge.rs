@@ -12,7 +12,7 @@ use nix::errno::Errno;
 use rustix::net::{AddressFamily, SocketType, socket};
 
 use super::message::{self, Link};
-use super::observe::is_dying;
+use super::observe::{is_dying, read};
 use super::{digest, local_mac, with_link_local};
 use crate::desired::Bridge;
 use crate::sys::netlink::{Netlink, Request, refusal};
@@ -79,13 +79,6 @@ pub(super) fn refuse_advertisements(name: &str, proc: &Path) -> Result<()> {
 /// share one hash chain, and a look-up costs more with each jail.
 pub(super) fn has_ipv6() -> bool {
     socket(AddressFamily::INET6, SocketType::DGRAM, None).is_ok()
-}
-
-pub(super) fn read(netlink: &mut Netlink, name: &str) -> Result<Option<Link>> {
-    match netlink.get(&message::get_link(name), Link::read) {
-        Err(error) if refusal(&error) == Some(Errno::ENODEV) => Ok(None),
-        result => result,
-    }
 }
 
 /// Whether the bridge is one that [`remove_bridge_if_unused`] would remove.

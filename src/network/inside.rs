@@ -5,7 +5,7 @@ use std::os::fd::BorrowedFd;
 
 use anyhow::Result;
 
-use super::{INSIDE, bridge, message};
+use super::{INSIDE, message, observe};
 use crate::sys::netlink::Netlink;
 
 /// What can only be seen there.
@@ -21,7 +21,7 @@ pub struct Inside {
 /// only where somebody asks for it: with a thousand jails each question counts.
 pub fn look_inside(netns: BorrowedFd<'_>, at_link: bool) -> Result<Inside> {
     let mut netlink = Netlink::enter(netns)?;
-    let link = if at_link { bridge::read(&mut netlink, INSIDE)? } else { None }.unwrap_or_default();
+    let link = if at_link { observe::read(&mut netlink, INSIDE)? } else { None }.unwrap_or_default();
     let routes = netlink.dump(&message::list_routes(), message::read_default_route)?;
     Ok(Inside { mac: link.mac.try_into().ok(), mtu: link.mtu, routes })
 }

@@ -10,8 +10,9 @@ use anyhow::{Context, Result, ensure};
 use netlink_packet_route::link::LinkAttribute;
 use nix::errno::Errno;
 
-use super::bridge::{has_ipv6, read, refuse_advertisements};
+use super::bridge::{has_ipv6, refuse_advertisements};
 use super::observe::is_dying;
+use super::observe::read;
 use super::{Spec, message, with_link_local};
 use crate::jail::Network;
 use crate::sys::netlink::{Netlink, Request, in_netns, refusal};

@@ -7,7 +7,6 @@ use anyhow::Result;
 use nix::errno::Errno;
 
 use super::HOST_LINK_PREFIX;
-use super::bridge::read;
 use super::message::{self, Link};
 use crate::cores;
 use crate::jail::Network;
@@ -56,6 +55,14 @@ fn observe_each(links: &[Link]) -> Result<Vec<(String, Observed)>> {
         observed.push((link.name.clone(), Observed { addresses, bridge, up: link.up }));
     }
     Ok(observed)
+}
+
+/// The link of this name, if there is one.
+pub(super) fn read(netlink: &mut Netlink, name: &str) -> Result<Option<Link>> {
+    match netlink.get(&message::get_link(name), Link::read) {
+        Err(error) if refusal(&error) == Some(Errno::ENODEV) => Ok(None),
+        result => result,
+    }
 }
 
 /// Whether this is the host end of a jail whose network namespace has no process left. The

@@ -89,7 +89,7 @@ fn ensure_test_bridge() {
 }
 
 fn link(name: &str) -> Option<Link> {
-    bridge::read(&mut Netlink::open().unwrap(), name).unwrap()
+    observe::read(&mut Netlink::open().unwrap(), name).unwrap()
 }
 
 fn addresses_of(name: &str) -> Vec<Network> {

@@ -61,7 +61,7 @@ pub fn settle<'a>(
         {
             let judgement = layers::weigh(judgement, name, desired, live, options);
             let judgement = match missing {
-                Some(reason) => hold_back(judgement, name, reason, live),
+                Some(reason) => judgement.hold_back(name, reason, live),
                 None => judgement,
             };
             judgements.insert(name, judgement);
@@ -143,20 +143,4 @@ fn up_after(name: &JailName, judgements: &Judgements, live: &Live) -> bool {
         Some(action) => action.has_start(),
         None => runs(state(live, name)),
     }
-}
-
-/// Keeps `name` from starting: what runs goes on running, what was cut off or has ended is cleared
-/// away.
-pub fn hold_back(judgement: Judgement, name: &JailName, reason: String, live: &Live) -> Judgement {
-    if !judgement.action.as_ref().is_some_and(Action::starts) {
-        return judgement;
-    }
-    let Some(seen) = live.jails.get(name).filter(|seen| seen.state != JailState::Down) else {
-        return Judgement { action: None, note: Some(reason), ..judgement };
-    };
-    if runs(&seen.state) {
-        return judgement.reduce(&reason);
-    }
-    let action = Action { reason: Some(reason.clone()), ..stop(name, seen) };
-    Judgement { action: Some(action), note: Some(reason), ..judgement }
 }

@@ -289,6 +289,22 @@ impl Judgement {
         }
         self
     }
+
+    /// Keeps `name` from starting: what runs goes on running, what was cut off or has ended is cleared
+    /// away.
+    pub fn hold_back(self, name: &JailName, reason: String, live: &Live) -> Self {
+        if !self.action.as_ref().is_some_and(Action::starts) {
+            return self;
+        }
+        let Some(seen) = live.jails.get(name).filter(|seen| seen.state != JailState::Down) else {
+            return Self { action: None, note: Some(reason), ..self };
+        };
+        if runs(&seen.state) {
+            return self.reduce(&reason);
+        }
+        let action = Action { reason: Some(reason.clone()), ..stop(name, seen) };
+        Self { action: Some(action), note: Some(reason), ..self }
+    }
 }
 
 fn split(changes: Vec<Change>) -> (Vec<Change>, Vec<Change>) {

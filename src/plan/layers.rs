@@ -1,6 +1,5 @@
 //! What starts needs its layers: they are built before, or, by the daemon, beside its passes.
 
-use super::depend::hold_back;
 use super::judge::{Judgement, runs};
 use super::{Action, Options};
 use crate::desired::{Desired, DesiredJail, Layer, LayerSource};
@@ -67,7 +66,7 @@ pub fn weigh(
     }
     let Some(template) = unbuilt(wanted, live) else { return judgement };
     let judgement = if options.waits_for_layers {
-        hold_back(judgement, name, format!("its template `{template}` {}", waits(wanted, live)), live)
+        judgement.hold_back(name, format!("its template `{template}` {}", waits(wanted, live)), live)
     } else {
         let is_up = live.jails.get(name).is_some_and(|seen| runs(&seen.state));
         let how = if is_being_built(wanted, live) { "is being built" } else { "is built first" };

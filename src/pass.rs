@@ -230,10 +230,10 @@ fn busy(host: &Host, plan: &Plan) -> Result<BTreeMap<JailName, String>> {
 }
 
 /// What is wanted, with what is wrong in the files, and what is.
-type Found = ((Desired, Vec<Diagnostic>), Live);
+pub type Found = ((Desired, Vec<Diagnostic>), Live);
 
 /// Found side by side: neither alone keeps all cores busy.
-fn look(paths: &Paths, known: Option<&mut Known>, host: &Host) -> Result<Found> {
+pub fn look(paths: &Paths, known: Option<&mut Known>, host: &Host) -> Result<Found> {
     let probe = || probe::probe(&host.journal, &host.config, &host.hierarchies);
     std::thread::scope(|scope| {
         let beside = std::thread::Builder::new().spawn_scoped(scope, probe);

@@ -11,7 +11,7 @@ use crate::execute::{self, Host};
 use crate::jail::JailName;
 use crate::live::{JailState, Live, LiveJail};
 use crate::status::{self, Row, Usage};
-use crate::{cores, keys, probe};
+use crate::{cores, keys, pass};
 
 /// Everything there is to see, for the verbs that only look.
 struct View {
@@ -22,8 +22,9 @@ struct View {
 }
 
 fn view(options: &Options) -> Result<View> {
-    let (desired, host) = named::open(options)?;
-    let mut live = probe::probe(&host.journal, &host.config, &host.hierarchies)?;
+    let host = Host::open(named::host(options))?;
+    let ((desired, found), mut live) = pass::look(&options.paths(), None, &host)?;
+    named::tell_incomplete(options, &desired, &found);
     execute::account(&host.journal, &desired, &mut live, false)?;
     let usage = usage(&host, &live)?;
     let rows = status::rows(&desired, &live, &usage);

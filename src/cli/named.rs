@@ -6,25 +6,30 @@ use anyhow::{Result, anyhow, bail};
 
 use super::{Options, output};
 use crate::desired::{Desired, DesiredJail, HostConfig};
+use crate::diagnostic::{self, Diagnostic};
 use crate::execute::Host;
 use crate::jail::JailName;
 use crate::journal::Journal;
-use crate::{diagnostic, source};
+use crate::source;
 
 /// The host's own keys; the jails' definitions are not needed here, nor are their errors.
 pub fn host(options: &Options) -> HostConfig {
     source::host(&options.paths())
 }
 
-/// What is wanted. A file that is wrong is told of with its jail; why not all could be read has no
-/// such place, and who looks for a jail that is missing has to know.
 pub fn load(options: &Options) -> Desired {
     let (desired, found) = source::load(&options.paths());
+    tell_incomplete(options, &desired, &found);
+    desired
+}
+
+/// A file that is wrong is told of with its jail; why not all could be read has no such place, and
+/// who looks for a jail that is missing has to know.
+pub fn tell_incomplete(options: &Options, desired: &Desired, found: &[Diagnostic]) {
     // Of a host's file that is wrong the verb itself makes an error.
     if !desired.complete && desired.host.broken.is_none() {
-        output::diagnostics(options, &found);
+        output::diagnostics(options, found);
     }
-    desired
 }
 
 /// What is wanted, and the machine.

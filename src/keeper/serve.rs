@@ -320,7 +320,7 @@ impl Keeper<'_> {
         Exit {
             code: if halt { Some(0) } else { ended.code },
             signal: if halt || reboot { None } else { ended.signal },
-            oom: self.cgroup.usage().is_ok_and(|usage| usage.oom_kills > 0),
+            oom: self.cgroup.oom_kills().is_ok_and(|kills| kills > 0),
             reboot,
             at_ms: crate::journal::now_ms(),
         }

@@ -19,14 +19,8 @@ use crate::sys::cgroup::{Tree, VALUE_BYTES_MAX, page_bytes};
 pub struct Usage {
     /// Bytes, page cache included.
     pub memory: u64,
-    /// Bytes, the most since the start; on kernels that do not keep it, `memory`.
-    pub memory_peak: u64,
     /// Microseconds of CPU time.
     pub cpu_usec: u64,
-    /// Processes and threads.
-    pub processes: u64,
-    /// Processes killed for want of memory.
-    pub oom_kills: u64,
 }
 
 impl Cgroup {
@@ -152,20 +146,16 @@ impl Cgroup {
 
     /// What the jail uses, all zero when it is gone.
     pub fn usage(&self) -> Result<Usage> {
-        let (memory, peak, events) = if self.host.two() {
-            ("memory.current", "memory.peak", "memory.events")
-        } else {
-            ("memory.usage_in_bytes", "memory.max_usage_in_bytes", "memory.oom_control")
-        };
-        let count = |at, file| self.number(at, file, |text| text.parse::<u64>().ok());
-        let memory = count(Controller::Memory, memory)?.unwrap_or(0);
-        Ok(Usage {
-            memory,
-            memory_peak: count(Controller::Memory, peak)?.unwrap_or(memory),
-            cpu_usec: self.cpu_usec()?,
-            processes: count(Controller::Pids, "pids.current")?.unwrap_or(0),
-            oom_kills: self.number(Controller::Memory, events, |text| field(text, "oom_kill"))?.unwrap_or(0),
-        })
+        let file = if self.host.two() { "memory.current" } else { "memory.usage_in_bytes" };
+        let memory = self.number(Controller::Memory, file, |text| text.parse().ok())?;
+        Ok(Usage { memory: memory.unwrap_or(0), cpu_usec: self.cpu_usec()? })
+    }
+
+    /// Processes killed for want of memory.
+    pub fn oom_kills(&self) -> Result<u64> {
+        let file = if self.host.two() { "memory.events" } else { "memory.oom_control" };
+        let kills = self.number(Controller::Memory, file, |text| field(text, "oom_kill"))?;
+        Ok(kills.unwrap_or(0))
     }
 
     /// The v2 hierarchy counts time without any controller; without it, v1's own counts nanoseconds.

@@ -188,8 +188,9 @@ fn build(options: &Options, name: &str) -> Result<i32> {
         if new {
             progress::build(options, true, &host, name, layer)?;
         }
-        items
-            .push(json!({ "id": layer.id, "new": new, "size": root::layers::disk_bytes(state, &layer.id)? }));
+        // It takes a walk through all of the layer.
+        let size = options.json.then(|| root::layers::disk_bytes(state, &layer.id)).transpose()?;
+        items.push(json!({ "id": layer.id, "new": new, "size": size }));
     }
     if options.json {
         output::json_text(&output::envelope("layers", items.into()));

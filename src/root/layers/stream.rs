@@ -19,7 +19,9 @@ use crate::template::hex;
 const XZ_MEMORY_MAX: u64 = 256 << 20;
 /// The base-2 logarithm of the window a zstd archive may ask for, 128 MiB; `zstd -19` asks for 8 MiB.
 const ZSTD_WINDOW_LOG_MAX: u32 = 27;
-/// Bytes read, or handed from one thread to the other, at a time.
+/// Bytes read at a time of what is compressed, or is part of a header.
+const BUFFER: usize = 16 << 10;
+/// Bytes handed from one thread to the other, at a time.
 const CHUNK: usize = 256 << 10;
 /// Chunks on their way.
 const CHUNKS: usize = 8;
@@ -31,16 +33,19 @@ pub fn read<T>(
     sha256: Option<&str>,
     take: impl FnOnce(&mut dyn Read) -> Result<T>,
 ) -> Result<T> {
+    let source =
+        BufReader::with_capacity(BUFFER, Digesting { source, digest: sha256.map(|_| Sha256::new()) });
+    let mut decoder = decoder(source).context("read")?;
+    if let (Decoder::Plain(source), None) = (&mut decoder, sha256) {
+        // Nothing is to be done beside, and contents go from the file to where they are wanted.
+        return take(source);
+    }
     let given_up = AtomicBool::new(false);
     thread::scope(|scope| {
         let (sender, receiver) = sync_channel(CHUNKS);
         let (used, unused) = sync_channel(CHUNKS);
-        let wanted = sha256.is_some();
         let stop = &given_up;
-        let digest = scope.spawn(move || {
-            let source = Digesting { source, digest: wanted.then(Sha256::new) };
-            decompress(source, &sender, &unused, stop)
-        });
+        let digest = scope.spawn(move || decompress(decoder, &sender, &unused, stop));
         let mut chunks = Chunks { receiver, used, chunk: Vec::new(), at: 0 };
         let taken = take(&mut chunks);
         given_up.store(taken.is_err(), Ordering::Relaxed);
@@ -75,19 +80,11 @@ type Chunk = io::Result<Vec<u8>>;
 
 /// The thread: it ends when all is read, or nobody takes any more. Gives the source's digest.
 fn decompress(
-    source: Digesting,
+    mut decoder: Decoder,
     sender: &SyncSender<Chunk>,
     unused: &Receiver<Vec<u8>>,
     given_up: &AtomicBool,
 ) -> io::Result<String> {
-    let mut decoder = match decoder(BufReader::with_capacity(CHUNK, source)) {
-        Ok(decoder) => decoder,
-        Err(error) => {
-            // The taker tells of it.
-            let _ = sender.send(Err(error));
-            return Ok(String::new());
-        }
-    };
     loop {
         let mut chunk = unused.try_recv().unwrap_or_default();
         chunk.resize(CHUNK, 0);

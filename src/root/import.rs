@@ -162,6 +162,8 @@ pub struct Laid {
 pub struct Reader<'r> {
     pub head: Head,
     templates: Option<Tree>,
+    /// The directory of the templates, when all are in it.
+    filled: Option<OwnedFd>,
     writes: Option<Tree>,
     layers: Vec<Option<OwnedFd>>,
     /// The layer that is being laid, by its number. They come one after the other.
@@ -194,6 +196,7 @@ pub fn read<'r>(
         let mut reader = Reader {
             head: Head::default(),
             templates: Some(Tree::new(templates)),
+            filled: None,
             writes: None,
             layers: Vec::new(),
             layer: (0, None),
@@ -221,8 +224,8 @@ pub fn read<'r>(
             return Err(reader.refused.take().unwrap_or(error));
         }
         reader.end_layer()?;
-        for tree in [reader.templates.take(), reader.writes.take()].into_iter().flatten() {
-            let filled = tree.settle()?;
+        let writes = reader.writes.take().map(Tree::settle).transpose()?;
+        for filled in reader.filled.into_iter().chain(writes.map(|(root, _)| root)) {
             rustix::fs::syncfs(&filled).context("sync the file system")?;
         }
         Ok((reader.head, reader.left_out))
@@ -337,6 +340,9 @@ impl Reader<'_> {
     fn ask(&mut self) -> Result<()> {
         if !self.decided {
             self.decided = true;
+            if let Some(templates) = self.templates.take() {
+                self.filled = Some(templates.settle()?.0);
+            }
             let laid = match (self.decide)(&self.head) {
                 Ok(laid) => laid,
                 Err(error) => {

@@ -207,8 +207,7 @@ fn fill(
         LayerSource::Built => bail!("it was made, or imported, once and is gone"),
         LayerSource::Files(files) => copied::files(files, tree)?,
     }
-    let digests = filled.take_digests();
-    let root = filled.settle()?;
+    let (root, digests) = filled.settle()?;
     // One waits for the disk, the other for the processor.
     std::thread::scope(|scope| {
         let sync = || rustix::fs::syncfs(&root).context("sync the file system");

@@ -13,7 +13,7 @@ use anyhow::{Context, Result, bail, ensure};
 use rustix::fs::{AtFlags, FileType, Stat};
 
 use super::copied;
-use super::tree::{DEPTH_MAX, Digests, ENTRIES_MAX};
+use super::tree::{DEPTH_MAX, Digests, ENTRIES_MAX, Written};
 use crate::sys::file;
 use crate::template::{content_name, hex};
 
@@ -162,7 +162,11 @@ pub fn lines(root: &OwnedFd) -> Result<Lines> {
 fn lines_with(root: &OwnedFd, known: &Digests) -> Result<Lines> {
     let mut lines = Lines::new();
     let stat = rustix::fs::fstat(root).context("stat")?;
-    lines.insert(String::new(), line(&stat, "-", &attributes(root)?));
+    let attributes = attributes(root)?;
+    lines.insert(String::new(), line(&stat, "-", &attributes));
+    // A default access list would have been handed down to everything in it.
+    let nothing = Digests::new();
+    let known = if attributes == "-" { known } else { &nothing };
     directory(root, ("", 0), known, &mut lines)?;
     Ok(lines)
 }
@@ -199,10 +203,14 @@ fn entry(
             line(&stat, "-", &attributes(&child)?)
         }
         FileType::RegularFile => {
-            let file = copied::open_regular(from, name)?;
             let size = u64::try_from(stat.st_size).unwrap_or(0);
-            let written = known.get(&stat.st_ino).filter(|(written, _)| *written == size);
-            let digest = written.map_or_else(|| digest(&file), |(_, digest)| Ok(hex(digest.as_bytes())))?;
+            let written = known.get(&stat.st_ino).filter(|written| written.size == size);
+            let digested = written.map(|written| hex(written.digest.as_bytes()));
+            if let (Some(digested), Some(Written { is_bare: true, .. })) = (&digested, written) {
+                return Ok(line(&stat, digested, "-"));
+            }
+            let file = copied::open_regular(from, name)?;
+            let digest = digested.map_or_else(|| digest(&file), Ok)?;
             line(&stat, &digest, &attributes(&OwnedFd::from(file))?)
         }
         FileType::Symlink => {

@@ -4,12 +4,12 @@
 
 mod below;
 mod budget;
+mod contents;
 mod metadata;
 
-use std::collections::HashMap;
 use std::ffi::{OsStr, OsString};
 use std::fs::File;
-use std::io::{self, Read, Write};
+use std::io::{self, Read};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Component, Path, PathBuf};
 
@@ -17,13 +17,14 @@ use anyhow::{Context, bail, ensure};
 use rustix::fs::{AtFlags, FileType, Mode, OFlags};
 use rustix::io::Errno;
 
-use super::stream::fill;
 use crate::root::files;
 use crate::sys::file;
 use below::Below;
-use metadata::{chown_link, default_list, finish, finish_link, own, set_attribute, set_attributes, times};
+use contents::{New, Writer};
+use metadata::{chown_link, default_list, finish_link, ids, own, set_attribute, set_attributes, times};
 
 pub use budget::{BUILD_TIME_MAX, BYTES_MAX, Budget, ENTRIES_MAX};
+pub use contents::{Contents, Digests, Written};
 pub use metadata::{Attribute, Metadata};
 
 /// Components of one path.
@@ -34,16 +35,6 @@ pub const PATH_BYTES_MAX: usize = 4095;
 pub const NAME_BYTES_MAX: usize = 255;
 /// Bytes copied between two looks at the clock.
 const CHUNK: u64 = 4 << 20;
-/// Bytes read and written at a time.
-const BUFFER: usize = 256 << 10;
-
-/// What a regular file holds: `parts` of it, offset and length in ascending order, come from
-/// `data` one after the other, and the rest are holes.
-pub struct Contents<'d> {
-    pub size: u64,
-    pub parts: Vec<(u64, u64)>,
-    pub data: &'d mut dyn Read,
-}
 
 pub struct Tree {
     root: OwnedFd,
@@ -58,15 +49,9 @@ pub struct Tree {
     defaults: Vec<(PathBuf, Attribute)>,
     /// What it has to say of the layers below it.
     below: Below,
-    /// What contents are read into.
-    buffer: Vec<u8>,
-    digests: Digests,
-    /// Of the file that is being filled.
-    digest: Option<blake3::Hasher>,
+    /// Of the contents of its files; there is none before the first.
+    writer: Option<Writer>,
 }
-
-/// Size and digest of files, by inode, as they were written: they need not be read again.
-pub type Digests = HashMap<u64, (u64, blake3::Hash)>;
 
 impl Tree {
     /// `root` is an empty directory that nobody else writes to.
@@ -79,9 +64,7 @@ impl Tree {
             directories: Vec::new(),
             defaults: Vec::new(),
             below: Below::default(),
-            buffer: Vec::new(),
-            digests: Digests::new(),
-            digest: None,
+            writer: None,
         }
     }
 
@@ -161,72 +144,12 @@ impl Tree {
         attributes: &[Attribute],
     ) -> anyhow::Result<()> {
         ensure!(contents.size <= self.budget.bytes, "more than {BYTES_MAX} bytes");
-        let (file, temporary) = self.create(path)?;
-        let filled = self.fill_and_digest(&file, contents).and_then(|()| {
-            own(&file, metadata)?;
-            // After the owner, whose change takes a file's capabilities away.
-            set_attributes(&file, attributes)?;
-            rustix::fs::futimens(&file, &times(metadata.mtime)).context("set times")
-        });
-        self.put(path, temporary, filled)
-    }
-
-    /// A file with holes is not digested while it is written, for these count too.
-    fn fill_and_digest(&mut self, file: &File, contents: Contents<'_>) -> anyhow::Result<()> {
-        let size = contents.size;
-        let is_whole = contents.parts == [(0, size)] && !self.in_use;
-        self.digest = is_whole.then(blake3::Hasher::new);
-        let filled = self.fill(file, contents);
-        let digest = self.digest.take();
-        filled?;
-        if self.in_use {
-            return Ok(());
-        }
-        // The inode may have been that of a file that is gone.
-        let inode = rustix::fs::fstat(file).context("stat")?.st_ino;
-        match digest {
-            Some(digest) => drop(self.digests.insert(inode, (size, digest.finalize()))),
-            None => drop(self.digests.remove(&inode)),
-        }
-        Ok(())
-    }
-
-    /// The digests of what it holds, as far as they are known.
-    pub fn take_digests(&mut self) -> Digests {
-        std::mem::take(&mut self.digests)
-    }
-
-    fn fill(&mut self, file: &File, contents: Contents<'_>) -> anyhow::Result<()> {
-        let (mut at, mut position) = (0, 0);
-        for (offset, length) in contents.parts {
-            let end = offset.checked_add(length).filter(|end| offset >= at && *end <= contents.size);
-            let end = end.context("its parts overlap or go beyond its end")?;
-            if length == 0 {
-                continue;
-            }
-            if offset != position {
-                rustix::fs::seek(file, rustix::fs::SeekFrom::Start(offset)).context("seek")?;
-            }
-            self.budget.bytes(offset - at)?;
-            self.stretch(contents.data, file, length)?;
-            (at, position) = (end, end);
-        }
-        self.budget.bytes(contents.size - at)?;
-        if at < contents.size {
-            rustix::fs::ftruncate(file, contents.size).context("set the size")?;
-        }
-        Ok(())
-    }
-
-    fn stretch(&mut self, data: &mut dyn Read, file: &File, length: u64) -> anyhow::Result<()> {
-        let mut left = length;
-        while left > 0 {
-            let part = left.min(CHUNK);
-            let copied = self.part(data, file, part)?;
-            ensure!(copied == part, "ends after {} of {length} bytes", length - left + copied);
-            left -= part;
-        }
-        Ok(())
+        ids(metadata)?;
+        let (file, temporary) = self.create(path, metadata)?;
+        let new = New { file, path: path.to_owned(), metadata, attributes: attributes.to_vec() };
+        let begin = if self.in_use { Writer::here } else { Writer::beside };
+        let written = self.writer.get_or_insert_with(begin).file(new, contents, &mut self.budget);
+        self.put(path, temporary, written)
     }
 
     /// Makes a device node, a FIFO, or a whiteout of overlayfs.
@@ -253,47 +176,31 @@ impl Tree {
 
     /// Makes a regular file with the contents of an open one, sharing blocks where that is possible.
     pub fn copy(&mut self, path: &Path, metadata: Metadata, source: &File) -> anyhow::Result<File> {
-        let (file, temporary) = self.create(path)?;
-        if !self.digests.is_empty() {
-            // The inode may have been that of a file that is gone.
-            self.digests.remove(&rustix::fs::fstat(&file).context("stat")?.st_ino);
-        }
-        let filled = self.copy_contents(&file, source).and_then(|()| finish(&file, metadata));
+        let (file, temporary) = self.create(path, metadata)?;
+        let filled = self.copy_contents(&file, source).and_then(|()| {
+            let inode = own(&file, metadata)?.st_ino;
+            self.writer.as_mut().map_or(Ok(()), |writer| writer.forget(inode))?;
+            rustix::fs::futimens(&file, &times(metadata.mtime)).context("set times")
+        });
         self.put(path, temporary, filled).map(|()| file)
     }
 
-    fn copy_contents(&mut self, file: &File, source: &File) -> anyhow::Result<()> {
+    fn copy_contents(&mut self, mut file: &File, source: &File) -> anyhow::Result<()> {
         if file::clone_blocks(source, file) {
             return self.budget.bytes(file.metadata().context("stat")?.len());
         }
-        let mut rest = source;
-        while self.part(&mut rest, file, CHUNK)? == CHUNK {}
-        Ok(())
-    }
-
-    /// Copies up to `most` bytes and says how many there were.
-    fn part(&mut self, from: &mut dyn Read, mut to: &File, most: u64) -> anyhow::Result<u64> {
-        self.budget.bytes(0)?;
-        self.buffer.resize(BUFFER, 0);
-        let mut copied = 0;
-        while copied < most {
-            let room = usize::try_from(most - copied).map_or(BUFFER, |left| left.min(BUFFER));
-            let count = fill(from, &mut self.buffer[..room]).context("read")?;
-            if count == 0 {
-                break;
+        loop {
+            self.budget.bytes(0)?;
+            let copied = io::copy(&mut source.take(CHUNK), &mut file).context("copy")?;
+            self.budget.bytes(copied)?;
+            if copied < CHUNK {
+                return Ok(());
             }
-            to.write_all(&self.buffer[..count]).context("write")?;
-            if let Some(digest) = &mut self.digest {
-                digest.update(&self.buffer[..count]);
-            }
-            copied += count as u64;
         }
-        self.budget.bytes(copied)?;
-        Ok(copied)
     }
 
     /// Opens a new file: in its place, or with another name beside it when the tree is in use.
-    fn create(&mut self, path: &Path) -> anyhow::Result<(File, Option<OsString>)> {
+    fn create(&mut self, path: &Path, metadata: Metadata) -> anyhow::Result<(File, Option<OsString>)> {
         self.budget.entry()?;
         let path = inside(path)?;
         if self.in_use {
@@ -302,8 +209,8 @@ impl Tree {
             return Ok((file, Some(temporary)));
         }
         let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        let create =
-            |parent: BorrowedFd<'_>, name: &OsStr| rustix::fs::openat(parent, name, flags, Mode::from(0o600));
+        let mode = Mode::from(metadata.mode & 0o777);
+        let create = |parent: BorrowedFd<'_>, name: &OsStr| rustix::fs::openat(parent, name, flags, mode);
         let file = self.in_place(&path, create)?.context("create")?;
         Ok((File::from(file), None))
     }
@@ -373,8 +280,10 @@ impl Tree {
         rustix::fs::linkat(&directory, name, parent, &own_name, AtFlags::empty()).with_context(shown)
     }
 
-    /// Gives directories what they get last.
-    pub fn settle(mut self) -> anyhow::Result<OwnedFd> {
+    /// Gives directories what they get last, and waits until all is written. Says what is known
+    /// of the files.
+    pub fn settle(mut self) -> anyhow::Result<(OwnedFd, Digests)> {
+        let digests = self.writer.take().map(Writer::end).transpose()?.unwrap_or_default();
         for (path, list) in std::mem::take(&mut self.defaults) {
             let directory = file::open_inside(self.root(), &path, OFlags::DIRECTORY, file::INSIDE);
             let Ok(directory) = directory else { continue };
@@ -385,7 +294,7 @@ impl Tree {
             let Ok(directory) = directory else { continue };
             rustix::fs::futimens(&directory, &times(mtime)).context("set times")?;
         }
-        Ok(self.root)
+        Ok((self.root, digests))
     }
 
     /// The open parent of `path` and its last component; missing parents are made.

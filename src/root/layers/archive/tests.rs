@@ -274,11 +274,50 @@ fn capabilities_and_overlay_marks_are_dropped() {
 /// One file with this attribute.
 fn with_attribute(name: &str, value: &[u8]) -> Vec<u8> {
     let mut builder = Builder::new(Vec::new());
+    add(&mut builder, (name, value), &file("f", "x"));
+    builder.into_inner().expect("an archive in memory")
+}
+
+fn add(builder: &mut Builder<Vec<u8>>, (name, value): (&str, &[u8]), (header, contents): &Part<'_>) {
     let record = [(&*format!("SCHILY.xattr.{name}"), value)];
     builder.append_pax_extensions(record).expect("an archive in memory");
-    let (header, contents) = file("f", "x");
-    builder.append(&header, contents).expect("an archive in memory");
-    builder.into_inner().expect("an archive in memory")
+    builder.append(header, *contents).expect("an archive in memory");
+}
+
+/// Inodes come again when files are replaced, with other contents and attributes each time.
+#[test]
+fn the_manifest_says_what_was_written_last() {
+    if !is_root("the_manifest_says_what_was_written_last") {
+        return;
+    }
+    let large = "x".repeat(700_000);
+    // Owner, group and others: all that the mode says is said in the list too.
+    let list: Vec<u8> = [[2, 0, 0, 0].as_slice(), &[1, 0, 7, 0, 255, 255, 255, 255]].concat();
+    let list = [list.as_slice(), &[4, 0, 5, 0, 255, 255, 255, 255, 32, 0, 5, 0, 255, 255, 255, 255]].concat();
+    for default in [false, true] {
+        let mut builder = Builder::new(Vec::new());
+        if default {
+            let top = other("./", EntryType::Directory, "");
+            add(&mut builder, ("system.posix_acl_default", &list), &top);
+        }
+        for round in 0..200 {
+            let (name, more) = (format!("f{}", round % 7), format!("f{}", round % 5));
+            let text = format!("{:04}", round % 3);
+            add(&mut builder, ("user.round", text.as_bytes()), &file(&name, &text));
+            for (header, contents) in [
+                file(&name, if round % 50 == 0 { &large } else { "same" }),
+                link(&more, &name),
+                changed(file(&more, &text), |h| h.set_mode(0o6751 - round % 8)),
+                other("again", EntryType::Link, &name),
+                file(&name, &text),
+            ] {
+                builder.append(&header, contents).expect("an archive in memory");
+            }
+        }
+        Place::new()
+            .unpack(&builder.into_inner().expect("bytes"), None)
+            .expect("a layer as its manifest says");
+    }
 }
 
 const NET_RAW: &[u8] = b"\0\0\0\x02\0\x20\0\0\0\0\0\0\0\0\0\0\0\0\0\0";

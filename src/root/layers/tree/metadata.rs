@@ -1,12 +1,11 @@
 //! What an entry has besides its contents, and setting it.
 
 use std::ffi::OsStr;
-use std::fs::File;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, ensure};
-use rustix::fs::{AtFlags, Gid, Mode, Timespec, Timestamps, Uid, XattrFlags};
+use rustix::fs::{AtFlags, Gid, Mode, Stat, Timespec, Timestamps, Uid, XattrFlags};
 
 use crate::root::copy::Owners;
 
@@ -27,7 +26,8 @@ pub struct Metadata {
 /// Name and value of an extended attribute.
 pub type Attribute = (String, Vec<u8>);
 
-fn ids(metadata: Metadata) -> anyhow::Result<(Uid, Gid)> {
+/// Ids that no jail has are refused.
+pub fn ids(metadata: Metadata) -> anyhow::Result<(Uid, Gid)> {
     let id = |id: u64| {
         ensure!(id <= ID_MAX, "its owner {id} is outside of a jail's ids, 0 to {ID_MAX}");
         u32::try_from(id).context("an id")
@@ -35,11 +35,20 @@ fn ids(metadata: Metadata) -> anyhow::Result<(Uid, Gid)> {
     Ok((Uid::from_raw(id(metadata.uid)?), Gid::from_raw(id(metadata.gid)?)))
 }
 
-/// The owner first: changing it takes setuid and setgid away.
-pub fn own(entry: impl AsFd, metadata: Metadata) -> anyhow::Result<()> {
+/// Gives an entry its owner and mode, as far as it has them not yet, and says what it was. The
+/// owner first: changing it takes setuid and setgid away.
+pub fn own(entry: impl AsFd, metadata: Metadata) -> anyhow::Result<Stat> {
     let (uid, gid) = ids(metadata)?;
-    rustix::fs::fchown(&entry, Some(uid), Some(gid)).context("chown")?;
-    rustix::fs::fchmod(&entry, Mode::from(metadata.mode & 0o7777)).context("chmod")
+    let stat = rustix::fs::fstat(&entry).context("stat")?;
+    let is_anothers = (stat.st_uid, stat.st_gid) != (uid.as_raw(), gid.as_raw());
+    if is_anothers {
+        rustix::fs::fchown(&entry, Some(uid), Some(gid)).context("chown")?;
+    }
+    let mode = metadata.mode & 0o7777;
+    if is_anothers || stat.st_mode & 0o7777 != mode {
+        rustix::fs::fchmod(&entry, Mode::from(mode)).context("chmod")?;
+    }
+    Ok(stat)
 }
 
 /// A directory's default access list, which is set when all is in it.
@@ -72,11 +81,6 @@ pub fn finish_link(parent: BorrowedFd<'_>, name: &OsStr, metadata: Metadata) -> 
     chown_link(parent, name, metadata)?;
     let times = times(metadata.mtime);
     rustix::fs::utimensat(parent, name, &times, AtFlags::SYMLINK_NOFOLLOW).context("set times")
-}
-
-pub fn finish(file: &File, metadata: Metadata) -> anyhow::Result<()> {
-    own(file, metadata)?;
-    rustix::fs::futimens(file, &times(metadata.mtime)).context("set times")
 }
 
 pub fn times((seconds, nanoseconds): (i64, u32)) -> Timestamps {

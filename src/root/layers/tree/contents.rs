@@ -1,0 +1,264 @@
+//! The contents of new files. In a fresh tree a thread beside the one that makes the files writes
+//! and digests what is in them, and gives them what they get last. It knows no paths but to tell
+//! of them: a file is its descriptor, wherever an archive has moved the name since.
+
+use std::collections::HashMap;
+use std::fs::File;
+use std::io::Read;
+use std::os::unix::fs::FileExt;
+use std::path::PathBuf;
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::thread::{self, JoinHandle};
+
+use anyhow::{Context, Result, anyhow, ensure};
+
+use super::budget::Budget;
+use super::metadata::{Attribute, Metadata, own, set_attributes, times};
+use crate::root::layers::stream::fill;
+
+/// Bytes handed over at a time.
+const BATCH_BYTES: usize = 256 << 10;
+/// Steps handed over at a time, some of which hold open files.
+const BATCH_STEPS_MAX: usize = 128;
+/// Batches on their way.
+const BATCHES: usize = 4;
+
+/// What a regular file holds: `parts` of it, offset and length in ascending order, come from
+/// `data` one after the other, and the rest are holes.
+pub struct Contents<'d> {
+    pub size: u64,
+    pub parts: Vec<(u64, u64)>,
+    pub data: &'d mut dyn Read,
+}
+
+/// What is known of a file because it was written here.
+pub struct Written {
+    pub size: u64,
+    pub digest: blake3::Hash,
+    /// It was given no extended attributes.
+    pub is_bare: bool,
+}
+
+/// Files by inode, as they were written: they need not be read again.
+pub type Digests = HashMap<u64, Written>;
+
+/// A new file, and what it is to be in the end.
+pub struct New {
+    pub file: File,
+    /// As it is told of.
+    pub path: PathBuf,
+    pub metadata: Metadata,
+    pub attributes: Vec<Attribute>,
+}
+
+enum Step {
+    Begin(New),
+    /// The next bytes of the batch go there.
+    Write {
+        offset: u64,
+        length: usize,
+    },
+    /// A file with holes is not digested, for these count too.
+    End {
+        size: u64,
+        is_whole: bool,
+    },
+    /// A file of that inode was made by other means.
+    Forget(u64),
+}
+
+#[derive(Default)]
+struct Batch {
+    bytes: Vec<u8>,
+    used: usize,
+    steps: Vec<Step>,
+}
+
+/// Does the steps, in their order.
+#[derive(Default)]
+struct Work {
+    file: Option<(New, blake3::Hasher)>,
+    digests: Digests,
+}
+
+impl Work {
+    fn all(&mut self, batch: &mut Batch) -> Result<()> {
+        let mut bytes = batch.bytes.as_slice();
+        for step in batch.steps.drain(..) {
+            match step {
+                Step::Begin(new) => self.file = Some((new, blake3::Hasher::new())),
+                Step::Write { offset, length } => {
+                    let (part, behind) = bytes.split_at(length);
+                    bytes = behind;
+                    let (new, digest) = self.file.as_mut().context("a file")?;
+                    new.file.write_all_at(part, offset).context("write")?;
+                    digest.update(part);
+                }
+                Step::End { size, is_whole } => {
+                    self.end(size, is_whole)?;
+                    self.file = None;
+                }
+                Step::Forget(inode) => drop(self.digests.remove(&inode)),
+            }
+        }
+        batch.used = 0;
+        Ok(())
+    }
+
+    fn end(&mut self, size: u64, is_whole: bool) -> Result<()> {
+        let (new, digest) = self.file.as_ref().context("a file")?;
+        if !is_whole {
+            rustix::fs::ftruncate(&new.file, size).context("set the size")?;
+        }
+        let inode = own(&new.file, new.metadata)?.st_ino;
+        // After the owner, whose change takes a file's capabilities away.
+        set_attributes(&new.file, &new.attributes)?;
+        rustix::fs::futimens(&new.file, &times(new.metadata.mtime)).context("set times")?;
+        // The inode may have been that of a file that is gone.
+        self.digests.remove(&inode);
+        if is_whole {
+            let is_bare = new.attributes.is_empty();
+            self.digests.insert(inode, Written { size, digest: digest.finalize(), is_bare });
+        }
+        Ok(())
+    }
+
+    fn beside(mut self, batches: Receiver<Batch>, done: &SyncSender<Batch>) -> Result<Digests> {
+        for mut batch in batches {
+            if let Err(error) = self.all(&mut batch) {
+                let shown = self.file.map(|(new, _)| new.path.display().to_string());
+                return Err(error.context(shown.unwrap_or_default()));
+            }
+            // A full channel only costs a new allocation.
+            let _ = done.try_send(batch);
+        }
+        Ok(self.digests)
+    }
+}
+
+enum Side {
+    Here(Work),
+    /// The channels are gone when the thread is to end.
+    Beside {
+        channels: Option<(SyncSender<Batch>, Receiver<Batch>)>,
+        thread: Option<JoinHandle<Result<Digests>>>,
+    },
+}
+
+/// Takes the contents of one file after the other.
+pub struct Writer {
+    batch: Batch,
+    side: Side,
+}
+
+impl Writer {
+    /// Everything is done when it is asked for.
+    pub fn here() -> Self {
+        Self { batch: Batch::default(), side: Side::Here(Work::default()) }
+    }
+
+    /// What is asked for is done when [`Self::end`] says so, and an error may come with a later file.
+    pub fn beside() -> Self {
+        let (sender, batches) = sync_channel(BATCHES);
+        let (done, used) = sync_channel(BATCHES);
+        let started = thread::Builder::new().spawn(move || Work::default().beside(batches, &done));
+        // Without a thread it is one after the other.
+        let Ok(thread) = started else { return Self::here() };
+        let side = Side::Beside { channels: Some((sender, used)), thread: Some(thread) };
+        Self { batch: Batch::default(), side }
+    }
+
+    /// Fills a new file, and gives it what it is to have.
+    pub fn file(&mut self, new: New, contents: Contents<'_>, budget: &mut Budget) -> Result<()> {
+        let size = contents.size;
+        let is_whole = contents.parts == [(0, size)];
+        self.batch.steps.push(Step::Begin(new));
+        let filled = self.fill(contents, budget);
+        self.batch.steps.push(Step::End { size, is_whole });
+        match &self.side {
+            _ if filled.is_err() => self.batch = Batch::default(),
+            Side::Here(_) => self.hand_over()?,
+            Side::Beside { .. } => self.make_room()?,
+        }
+        filled
+    }
+
+    /// The inode may have been that of a file that is gone.
+    pub fn forget(&mut self, inode: u64) -> Result<()> {
+        self.batch.steps.push(Step::Forget(inode));
+        self.make_room()
+    }
+
+    fn fill(&mut self, contents: Contents<'_>, budget: &mut Budget) -> Result<()> {
+        let mut at = 0;
+        for (offset, length) in contents.parts {
+            let end = offset.checked_add(length).filter(|end| offset >= at && *end <= contents.size);
+            let end = end.context("its parts overlap or go beyond its end")?;
+            budget.bytes(offset - at)?;
+            self.stretch(contents.data, offset, length, budget)?;
+            at = end;
+        }
+        budget.bytes(contents.size - at)
+    }
+
+    fn stretch(&mut self, data: &mut dyn Read, offset: u64, length: u64, budget: &mut Budget) -> Result<()> {
+        let mut done = 0;
+        while done < length {
+            self.make_room()?;
+            let Batch { bytes, used, steps } = &mut self.batch;
+            bytes.resize(BATCH_BYTES, 0);
+            let room =
+                usize::try_from(length - done).map_or(BATCH_BYTES, |left| left.min(BATCH_BYTES - *used));
+            let count = fill(data, &mut bytes[*used..*used + room]).context("read")?;
+            budget.bytes(count as u64)?;
+            ensure!(count == room, "ends after {} of {length} bytes", done + count as u64);
+            steps.push(Step::Write { offset: offset + done, length: count });
+            *used += count;
+            done += count as u64;
+        }
+        Ok(())
+    }
+
+    fn make_room(&mut self) -> Result<()> {
+        let is_full = self.batch.used == BATCH_BYTES || self.batch.steps.len() >= BATCH_STEPS_MAX;
+        if is_full { self.hand_over() } else { Ok(()) }
+    }
+
+    fn hand_over(&mut self) -> Result<()> {
+        match &mut self.side {
+            Side::Here(work) => work.all(&mut self.batch),
+            Side::Beside { channels, .. } => {
+                let (sender, used) = channels.as_ref().context("it has ended")?;
+                let full = std::mem::replace(&mut self.batch, used.try_recv().unwrap_or_default());
+                if sender.send(full).is_ok() { Ok(()) } else { self.join().map(drop) }
+            }
+        }
+    }
+
+    fn join(&mut self) -> Result<Digests> {
+        match &mut self.side {
+            Side::Here(work) => Ok(std::mem::take(&mut work.digests)),
+            Side::Beside { channels, thread } => {
+                drop(channels.take());
+                let thread = thread.take().context("the writing thread has ended")?;
+                thread.join().map_err(|_| anyhow!("the writing thread died"))?
+            }
+        }
+    }
+
+    /// Waits until all is done. Gives what is known of the files that were written.
+    pub fn end(mut self) -> Result<Digests> {
+        self.hand_over()?;
+        self.join()
+    }
+}
+
+impl Drop for Writer {
+    /// No thread writes on when nobody is there any more who could use it.
+    fn drop(&mut self) {
+        if let Side::Beside { thread: Some(_), .. } = self.side {
+            // Whoever had an error has told it.
+            let _ = self.join();
+        }
+    }
+}

@@ -72,7 +72,7 @@ pub fn entries(
 ) -> anyhow::Result<()> {
     let (mut done, mut left_out) = (0_u64, 0_u64);
     let keep = keep(rules.kept);
-    let reader: entry::Source<'_> =
+    let reader: Box<dyn Read + '_> =
         if rules.whiteouts { Box::new(Padded { inner: reader, count: 0 }) } else { Box::new(reader) };
     let count = entry::each(reader, &mut |item| {
         let path = item.path.clone();

@@ -15,7 +15,7 @@ use rustix::fs::{AtFlags, FileType, Stat};
 use super::copied;
 use super::tree::{DEPTH_MAX, Digests, ENTRIES_MAX, Written};
 use crate::sys::file;
-use crate::template::{content_name, hex};
+use crate::template::content_name;
 
 const PREFIX: &str = ".manifest-";
 /// The largest, once it is decompressed.
@@ -50,7 +50,7 @@ pub fn write(state: &Path, id: &str, root: &OwnedFd, known: &Digests) -> Result<
 pub fn put(state: &Path, id: &str, lines: &Lines) -> Result<()> {
     let mut text = String::new();
     for (path, line) in lines {
-        text.push_str(&format!("{path}\t{line}\n"));
+        text.extend([path, "\t", line, "\n"]);
     }
     let packed = zstd::encode_all(text.as_bytes(), 1).context("compress the manifest")?;
     let (done, new) = (path(state, id), path(state, &format!("{id}.new")));
@@ -181,11 +181,19 @@ fn directory(
     ensure!(depth <= DEPTH_MAX, "{above} is more than {DEPTH_MAX} directories deep");
     let most = usize::try_from(ENTRIES_MAX).unwrap_or(usize::MAX);
     for name in file::names(from, most).with_context(|| format!("list {above}"))? {
-        let path = format!("{above}/{}", name.as_bytes().escape_ascii());
+        let path = below(above, name.as_bytes());
         let said = entry(from, &name, (&path, depth), known, lines).with_context(|| path.clone())?;
         lines.insert(path, said);
     }
     Ok(())
+}
+
+fn below(above: &str, name: &[u8]) -> String {
+    // Most names have nothing to escape, and are taken as they are.
+    match str::from_utf8(name) {
+        Ok(plain) if name.iter().all(|byte| byte.escape_ascii().len() == 1) => [above, "/", plain].concat(),
+        _ => format!("{above}/{}", name.escape_ascii()),
+    }
 }
 
 fn entry(
@@ -205,7 +213,7 @@ fn entry(
         FileType::RegularFile => {
             let size = u64::try_from(stat.st_size).unwrap_or(0);
             let written = known.get(&stat.st_ino).filter(|written| written.size == size);
-            let digested = written.map(|written| hex(written.digest.as_bytes()));
+            let digested = written.map(|written| written.digest.to_hex().to_string());
             if let (Some(digested), Some(Written { is_bare: true, .. })) = (&digested, written) {
                 return Ok(line(&stat, digested, "-"));
             }
@@ -236,7 +244,7 @@ fn digest(mut file: &File) -> Result<String> {
     let mut buffer = vec![0; CHUNK];
     loop {
         match file.read(&mut buffer) {
-            Ok(0) => return Ok(hex(digest.finalize().as_bytes())),
+            Ok(0) => return Ok(digest.finalize().to_hex().to_string()),
             Ok(count) => drop(digest.update(&buffer[..count])),
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
             Err(error) => return Err(error).context("read"),
@@ -268,7 +276,7 @@ fn attributes(entry: &OwnedFd) -> Result<String> {
         digest.update(name.as_bytes());
         digest.update(&value);
     }
-    Ok(hex(digest.finalize().as_bytes()))
+    Ok(digest.finalize().to_hex().to_string())
 }
 
 #[cfg(test)]

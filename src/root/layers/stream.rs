@@ -19,9 +19,7 @@ use crate::template::hex;
 const XZ_MEMORY_MAX: u64 = 256 << 20;
 /// The base-2 logarithm of the window a zstd archive may ask for, 128 MiB; `zstd -19` asks for 8 MiB.
 const ZSTD_WINDOW_LOG_MAX: u32 = 27;
-/// Bytes read at a time of what is compressed, or is part of a header.
-const BUFFER: usize = 16 << 10;
-/// Bytes handed from one thread to the other, at a time.
+/// Bytes read, or handed from one thread to the other, at a time.
 const CHUNK: usize = 256 << 10;
 /// Chunks on their way.
 const CHUNKS: usize = 8;
@@ -33,13 +31,15 @@ pub fn read<T>(
     sha256: Option<&str>,
     take: impl FnOnce(&mut dyn Read) -> Result<T>,
 ) -> Result<T> {
-    let source =
-        BufReader::with_capacity(BUFFER, Digesting { source, digest: sha256.map(|_| Sha256::new()) });
-    let mut decoder = decoder(source).context("read")?;
-    if let (Decoder::Plain(source), None) = (&mut decoder, sha256) {
+    let source = Digesting { source, digest: sha256.map(|_| Sha256::new()) };
+    let decoder = match decoder(BufReader::with_capacity(CHUNK, source)).context("read")? {
         // Nothing is to be done beside, and contents go from the file to where they are wanted.
-        return take(source);
-    }
+        Decoder::Plain(source) if sha256.is_none() => {
+            let head = io::Cursor::new(source.buffer().to_vec());
+            return take(&mut BufReader::new(head.chain(source.into_inner())));
+        }
+        other => other,
+    };
     let given_up = AtomicBool::new(false);
     thread::scope(|scope| {
         let (sender, receiver) = sync_channel(CHUNKS);

@@ -368,7 +368,7 @@ impl Tree {
 /// `path` relative to the root, without `.`; `..` and absurd lengths are refused.
 pub fn inside(path: &Path) -> anyhow::Result<PathBuf> {
     ensure!(path.as_os_str().len() <= PATH_BYTES_MAX, "the path has more than {PATH_BYTES_MAX} bytes");
-    let mut clean = PathBuf::new();
+    let mut clean = PathBuf::with_capacity(path.as_os_str().len());
     let mut depth = 0;
     for part in path.components() {
         match part {

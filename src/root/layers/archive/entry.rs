@@ -2,7 +2,7 @@
 
 use std::cell::{Cell, RefCell};
 use std::ffi::OsStr;
-use std::io::{self, Read};
+use std::io::{self, Read, Seek, SeekFrom};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
@@ -45,17 +45,17 @@ pub struct Item<'e, 'a, R: Read> {
     records: Records,
 }
 
-/// Keeps the bytes of the headers before an entry, and lets no more of them through than one
-/// entry may have, so that it cannot ask for all memory.
-struct Heads<R> {
-    inner: R,
+/// What entries are read from: it keeps the bytes of the headers before one, and lets no more of
+/// them through than one entry may have, so that it cannot ask for all memory.
+pub struct Source<'r> {
+    inner: Box<dyn Read + 'r>,
     /// Bytes read so far.
     place: Rc<Cell<u64>>,
     /// None while contents are read.
     headers: Rc<RefCell<Option<Vec<u8>>>>,
 }
 
-impl<R: Read> Read for Heads<R> {
+impl Read for Source<'_> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         let mut headers = self.headers.borrow_mut();
         let room = headers.as_ref().map_or(u64::MAX, |seen| HEADER_BYTES_MAX - seen.len() as u64);
@@ -72,18 +72,28 @@ impl<R: Read> Read for Heads<R> {
     }
 }
 
-/// What a stream is read from.
-pub type Source<'r> = Box<dyn Read + 'r>;
+/// Forward alone, and by reading: for the few bytes between two entries the tar crate's own way
+/// fills a large buffer with zeros first.
+impl Seek for Source<'_> {
+    fn seek(&mut self, to: SeekFrom) -> io::Result<u64> {
+        let SeekFrom::Current(ahead) = to else { return Err(io::ErrorKind::Unsupported.into()) };
+        let ahead = u64::try_from(ahead).map_err(io::Error::other)?;
+        if skip(&mut self.by_ref().take(ahead))? < ahead {
+            return Err(io::Error::new(io::ErrorKind::UnexpectedEof, "the archive ends in the middle"));
+        }
+        Ok(self.place.get())
+    }
+}
+
 /// What is done with each entry.
 pub type Visit<'v, 'r> = &'v mut dyn FnMut(&mut Item<'_, '_, Source<'r>>) -> anyhow::Result<()>;
 
 /// Shows each entry to `visit`, which reads of it what it likes; says how many there were.
-pub fn each<'r>(reader: Source<'r>, visit: Visit<'_, 'r>) -> anyhow::Result<u64> {
+pub fn each<'r>(reader: Box<dyn Read + 'r>, visit: Visit<'_, 'r>) -> anyhow::Result<u64> {
     let (place, headers) = (Rc::new(Cell::new(0)), Rc::new(RefCell::new(None)));
-    let inner = Heads { inner: reader, place: Rc::clone(&place), headers: Rc::clone(&headers) };
-    // One type for all sources keeps the code below once in the program.
-    let mut archive: Archive<Source<'r>> = Archive::new(Box::new(inner));
-    let mut entries = archive.entries()?;
+    let source = Source { inner: reader, place: Rc::clone(&place), headers: Rc::clone(&headers) };
+    let mut archive = Archive::new(source);
+    let mut entries = archive.entries_with_seek()?;
     let mut count = 0_u64;
     let mut last = PathBuf::new();
     loop {

@@ -1,28 +1,28 @@
 //! What a layer held when it was made: a line for each entry, beside the layer, so that it can be
 //! said later what has changed in it.
 
+mod walk;
+
 use std::collections::BTreeMap;
-use std::ffi::OsStr;
 use std::fs::{self, File};
 use std::io::{self, Read, Write};
-use std::os::fd::{AsFd, OwnedFd};
-use std::os::unix::ffi::OsStrExt;
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result, bail, ensure};
-use rustix::fs::{AtFlags, FileType, Stat};
+use anyhow::{Context, Result, bail};
 
-use super::copied;
-use super::tree::{DEPTH_MAX, Digests, ENTRIES_MAX, Written};
+use super::tree::Digests;
 use crate::sys::file;
 use crate::template::content_name;
 
 const PREFIX: &str = ".manifest-";
 /// The largest, once it is decompressed.
 const BYTES_MAX: u64 = 1 << 30;
-const CHUNK: usize = 256 << 10;
 /// What the words of a line are, after the path.
 const WORDS: &[&str] = &["kind", "mode", "owner", "group", "size", "time", "contents", "attributes"];
+
+pub use walk::lines;
+use walk::lines_with;
 
 /// By the path as it is written: every byte that could be taken for another is escaped.
 pub type Lines = BTreeMap<String, String>;
@@ -154,104 +154,6 @@ fn compare(wanted: &Lines, found: &Lines) -> Option<String> {
     })
 }
 
-/// What is in the directory now.
-pub fn lines(root: &OwnedFd) -> Result<Lines> {
-    lines_with(root, &Digests::new())
-}
-
-fn lines_with(root: &OwnedFd, known: &Digests) -> Result<Lines> {
-    let mut lines = Lines::new();
-    let stat = rustix::fs::fstat(root).context("stat")?;
-    let attributes = attributes(root)?;
-    lines.insert(String::new(), line(&stat, "-", &attributes));
-    // A default access list would have been handed down to everything in it.
-    let nothing = Digests::new();
-    let known = if attributes == "-" { known } else { &nothing };
-    directory(root, ("", 0), known, &mut lines)?;
-    Ok(lines)
-}
-
-/// The recursion is bounded by `DEPTH_MAX`.
-fn directory(
-    from: &OwnedFd,
-    (above, depth): (&str, usize),
-    known: &Digests,
-    lines: &mut Lines,
-) -> Result<()> {
-    ensure!(depth <= DEPTH_MAX, "{above} is more than {DEPTH_MAX} directories deep");
-    let most = usize::try_from(ENTRIES_MAX).unwrap_or(usize::MAX);
-    for name in file::names(from, most).with_context(|| format!("list {above}"))? {
-        let path = below(above, name.as_bytes());
-        let said = entry(from, &name, (&path, depth), known, lines).with_context(|| path.clone())?;
-        lines.insert(path, said);
-    }
-    Ok(())
-}
-
-fn below(above: &str, name: &[u8]) -> String {
-    // Most names have nothing to escape, and are taken as they are.
-    match str::from_utf8(name) {
-        Ok(plain) if name.iter().all(|byte| byte.escape_ascii().len() == 1) => [above, "/", plain].concat(),
-        _ => format!("{above}/{}", name.escape_ascii()),
-    }
-}
-
-fn entry(
-    from: &OwnedFd,
-    name: &OsStr,
-    (path, depth): (&str, usize),
-    known: &Digests,
-    lines: &mut Lines,
-) -> Result<String> {
-    let stat = rustix::fs::statat(from, name, AtFlags::SYMLINK_NOFOLLOW).context("stat")?;
-    Ok(match FileType::from_raw_mode(stat.st_mode) {
-        FileType::Directory => {
-            let child = file::open_child(from, name).context("open")?;
-            directory(&child, (path, depth + 1), known, lines)?;
-            line(&stat, "-", &attributes(&child)?)
-        }
-        FileType::RegularFile => {
-            let size = u64::try_from(stat.st_size).unwrap_or(0);
-            let written = known.get(&stat.st_ino).filter(|written| written.size == size);
-            let digested = written.map(|written| written.digest.to_hex().to_string());
-            if let (Some(digested), Some(Written { is_bare: true, .. })) = (&digested, written) {
-                return Ok(line(&stat, digested, "-"));
-            }
-            let file = copied::open_regular(from, name)?;
-            let digest = digested.map_or_else(|| digest(&file), Ok)?;
-            line(&stat, &digest, &attributes(&OwnedFd::from(file))?)
-        }
-        FileType::Symlink => {
-            let target = rustix::fs::readlinkat(from, name, Vec::new()).context("read link")?;
-            line(&stat, &target.as_bytes().escape_ascii().to_string(), "-")
-        }
-        _ => line(&stat, &stat.st_rdev.to_string(), "-"),
-    })
-}
-
-/// In the order of [`WORDS`]; a directory has no size of its own.
-fn line(stat: &Stat, contents: &str, attributes: &str) -> String {
-    let kind = FileType::from_raw_mode(stat.st_mode);
-    let size = if kind.is_dir() { 0 } else { stat.st_size };
-    let (mode, seconds, nanoseconds) = (stat.st_mode & 0o7777, stat.st_mtime, stat.st_mtime_nsec);
-    let kind = format!("{kind:?}").to_lowercase();
-    let time = format!("{seconds}.{nanoseconds:09}");
-    format!("{kind}\t{mode:04o}\t{}\t{}\t{size}\t{time}\t{contents}\t{attributes}", stat.st_uid, stat.st_gid)
-}
-
-fn digest(mut file: &File) -> Result<String> {
-    let mut digest = blake3::Hasher::new();
-    let mut buffer = vec![0; CHUNK];
-    loop {
-        match file.read(&mut buffer) {
-            Ok(0) => return Ok(digest.finalize().to_hex().to_string()),
-            Ok(count) => drop(digest.update(&buffer[..count])),
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            Err(error) => return Err(error).context("read"),
-        }
-    }
-}
-
 /// What a layer is made to hold of attributes. Of overlayfs's own marks those that hide what is
 /// below: the others speak of where something was written, or lead elsewhere.
 pub fn is_kept(name: &str) -> bool {
@@ -260,23 +162,6 @@ pub fn is_kept(name: &str) -> bool {
         || name == "security.capability"
         || name == "trusted.overlay.opaque"
         || name == "trusted.overlay.whiteout"
-}
-
-/// One digest of all of them, so that a line stays a line.
-fn attributes(entry: &OwnedFd) -> Result<String> {
-    let mut all = file::all_attributes(entry.as_fd()).context("read attributes")?;
-    all.retain(|(name, _)| name.to_str().is_some_and(is_kept));
-    if all.is_empty() {
-        return Ok("-".to_owned());
-    }
-    all.sort();
-    let mut digest = blake3::Hasher::new();
-    for (name, value) in all {
-        digest.update(format!("{} {} ", name.len(), value.len()).as_bytes());
-        digest.update(name.as_bytes());
-        digest.update(&value);
-    }
-    Ok(digest.finalize().to_hex().to_string())
 }
 
 #[cfg(test)]

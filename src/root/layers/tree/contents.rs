@@ -52,17 +52,13 @@ pub struct New {
 }
 
 enum Step {
-    Begin(New),
+    /// Gone when it has been taken up.
+    Begin(Option<New>),
     /// The next bytes of the batch go there.
-    Write {
-        offset: u64,
-        length: usize,
-    },
-    /// A file with holes is not digested, for these count too.
-    End {
-        size: u64,
-        is_whole: bool,
-    },
+    Write { offset: u64, length: usize },
+    /// A file with holes is not digested, for these count too. Inode, and whether it has no
+    /// attributes, are known when it is written.
+    End { size: u64, is_whole: bool, written: (u64, bool) },
     /// A file of that inode was made by other means.
     Forget(u64),
 }
@@ -76,73 +72,134 @@ struct Batch {
 
 /// Does the steps, in their order.
 #[derive(Default)]
-struct Work {
-    file: Option<(New, blake3::Hasher)>,
-    digests: Digests,
+struct Writing {
+    file: Option<New>,
 }
 
-impl Work {
+impl Writing {
     fn all(&mut self, batch: &mut Batch) -> Result<()> {
+        let mut bytes = batch.bytes.as_slice();
+        for step in &mut batch.steps {
+            match step {
+                Step::Begin(new) => self.file = new.take(),
+                Step::Write { offset, length } => {
+                    let (part, behind) = bytes.split_at(*length);
+                    bytes = behind;
+                    self.file()?.file.write_all_at(part, *offset).context("write")?;
+                }
+                Step::End { size, is_whole, written } => {
+                    let new = self.file()?;
+                    let inode = finish(new, (!*is_whole).then_some(*size))?;
+                    *written = (inode, new.attributes.is_empty());
+                    self.file = None;
+                }
+                Step::Forget(_) => {}
+            }
+        }
+        Ok(())
+    }
+
+    fn file(&self) -> Result<&New> {
+        self.file.as_ref().context("a file")
+    }
+
+    fn beside(mut self, batches: Receiver<Batch>, written: &SyncSender<Batch>) -> Result<()> {
+        for mut batch in batches {
+            if let Err(error) = self.all(&mut batch) {
+                let shown = self.file.map(|new| new.path.display().to_string());
+                return Err(error.context(shown.unwrap_or_default()));
+            }
+            written.send(batch).map_err(|_| anyhow!("the digesting thread died"))?;
+        }
+        Ok(())
+    }
+}
+
+/// Gives its inode.
+fn finish(new: &New, size: Option<u64>) -> Result<u64> {
+    if let Some(size) = size {
+        rustix::fs::ftruncate(&new.file, size).context("set the size")?;
+    }
+    let inode = own(&new.file, new.metadata)?.st_ino;
+    // After the owner, whose change takes a file's capabilities away.
+    set_attributes(&new.file, &new.attributes)?;
+    rustix::fs::futimens(&new.file, &times(new.metadata.mtime)).context("set times")?;
+    Ok(inode)
+}
+
+/// Digests what has been written.
+fn digest(batches: Receiver<Batch>, done: &SyncSender<Batch>) -> Digests {
+    let (mut digests, mut digest) = (Digests::new(), blake3::Hasher::new());
+    for mut batch in batches {
         let mut bytes = batch.bytes.as_slice();
         for step in batch.steps.drain(..) {
             match step {
-                Step::Begin(new) => self.file = Some((new, blake3::Hasher::new())),
-                Step::Write { offset, length } => {
+                Step::Begin(_) => drop(digest.reset()),
+                Step::Write { length, .. } => {
                     let (part, behind) = bytes.split_at(length);
                     bytes = behind;
-                    let (new, digest) = self.file.as_mut().context("a file")?;
-                    new.file.write_all_at(part, offset).context("write")?;
                     digest.update(part);
                 }
-                Step::End { size, is_whole } => {
-                    self.end(size, is_whole)?;
-                    self.file = None;
+                Step::End { size, is_whole: true, written: (inode, is_bare) } => {
+                    digests.insert(inode, Written { size, digest: digest.finalize(), is_bare });
                 }
-                Step::Forget(inode) => drop(self.digests.remove(&inode)),
+                // The inode may have been that of a file that is gone.
+                Step::End { written: (inode, _), .. } | Step::Forget(inode) => drop(digests.remove(&inode)),
             }
         }
         batch.used = 0;
-        Ok(())
+        // A full channel only costs a new allocation.
+        let _ = done.try_send(batch);
+    }
+    digests
+}
+
+/// Two threads, for writing and digesting take as long as all the rest.
+struct Beside {
+    /// Gone when they are to end.
+    channels: Option<(SyncSender<Batch>, Receiver<Batch>)>,
+    threads: Option<(JoinHandle<Result<()>>, JoinHandle<Digests>)>,
+}
+
+impl Beside {
+    fn start() -> std::io::Result<Self> {
+        let (sender, batches) = sync_channel(BATCHES);
+        let (written, to_digest) = sync_channel(BATCHES);
+        let (done, used) = sync_channel(3 * BATCHES);
+        let digesting = thread::Builder::new().spawn(move || digest(to_digest, &done))?;
+        let writing = thread::Builder::new().spawn(move || Writing::default().beside(batches, &written))?;
+        Ok(Self { channels: Some((sender, used)), threads: Some((writing, digesting)) })
     }
 
-    fn end(&mut self, size: u64, is_whole: bool) -> Result<()> {
-        let (new, digest) = self.file.as_ref().context("a file")?;
-        if !is_whole {
-            rustix::fs::ftruncate(&new.file, size).context("set the size")?;
-        }
-        let inode = own(&new.file, new.metadata)?.st_ino;
-        // After the owner, whose change takes a file's capabilities away.
-        set_attributes(&new.file, &new.attributes)?;
-        rustix::fs::futimens(&new.file, &times(new.metadata.mtime)).context("set times")?;
-        // The inode may have been that of a file that is gone.
-        self.digests.remove(&inode);
-        if is_whole {
-            let is_bare = new.attributes.is_empty();
-            self.digests.insert(inode, Written { size, digest: digest.finalize(), is_bare });
-        }
-        Ok(())
+    fn hand_over(&mut self, batch: &mut Batch) -> Result<()> {
+        let (sender, used) = self.channels.as_ref().context("it has ended")?;
+        let full = std::mem::replace(batch, used.try_recv().unwrap_or_default());
+        if sender.send(full).is_ok() { Ok(()) } else { self.join().map(drop) }
     }
 
-    fn beside(mut self, batches: Receiver<Batch>, done: &SyncSender<Batch>) -> Result<Digests> {
-        for mut batch in batches {
-            if let Err(error) = self.all(&mut batch) {
-                let shown = self.file.map(|(new, _)| new.path.display().to_string());
-                return Err(error.context(shown.unwrap_or_default()));
-            }
-            // A full channel only costs a new allocation.
-            let _ = done.try_send(batch);
+    fn join(&mut self) -> Result<Digests> {
+        drop(self.channels.take());
+        let (writing, digesting) = self.threads.take().context("it has ended")?;
+        let written = writing.join().map_err(|_| anyhow!("the writing thread died"));
+        let digests = digesting.join().map_err(|_| anyhow!("the digesting thread died"));
+        written??;
+        digests
+    }
+}
+
+impl Drop for Beside {
+    /// No thread writes on when nobody is there any more who could use it.
+    fn drop(&mut self) {
+        if self.threads.is_some() {
+            // Whoever had an error has told it.
+            let _ = self.join();
         }
-        Ok(self.digests)
     }
 }
 
 enum Side {
-    Here(Work),
-    /// The channels are gone when the thread is to end.
-    Beside {
-        channels: Option<(SyncSender<Batch>, Receiver<Batch>)>,
-        thread: Option<JoinHandle<Result<Digests>>>,
-    },
+    Here(Writing),
+    Beside(Beside),
 }
 
 /// Takes the contents of one file after the other.
@@ -154,31 +211,27 @@ pub struct Writer {
 impl Writer {
     /// Everything is done when it is asked for.
     pub fn here() -> Self {
-        Self { batch: Batch::default(), side: Side::Here(Work::default()) }
+        Self { batch: Batch::default(), side: Side::Here(Writing::default()) }
     }
 
     /// What is asked for is done when [`Self::end`] says so, and an error may come with a later file.
     pub fn beside() -> Self {
-        let (sender, batches) = sync_channel(BATCHES);
-        let (done, used) = sync_channel(BATCHES);
-        let started = thread::Builder::new().spawn(move || Work::default().beside(batches, &done));
-        // Without a thread it is one after the other.
-        let Ok(thread) = started else { return Self::here() };
-        let side = Side::Beside { channels: Some((sender, used)), thread: Some(thread) };
-        Self { batch: Batch::default(), side }
+        // Without threads it is one after the other.
+        let Ok(beside) = Beside::start() else { return Self::here() };
+        Self { batch: Batch::default(), side: Side::Beside(beside) }
     }
 
     /// Fills a new file, and gives it what it is to have.
     pub fn file(&mut self, new: New, contents: Contents<'_>, budget: &mut Budget) -> Result<()> {
         let size = contents.size;
         let is_whole = contents.parts == [(0, size)];
-        self.batch.steps.push(Step::Begin(new));
+        self.batch.steps.push(Step::Begin(Some(new)));
         let filled = self.fill(contents, budget);
-        self.batch.steps.push(Step::End { size, is_whole });
+        self.batch.steps.push(Step::End { size, is_whole, written: (0, false) });
         match &self.side {
             _ if filled.is_err() => self.batch = Batch::default(),
             Side::Here(_) => self.hand_over()?,
-            Side::Beside { .. } => self.make_room()?,
+            Side::Beside(_) => self.make_room()?,
         }
         filled
     }
@@ -226,39 +279,22 @@ impl Writer {
 
     fn hand_over(&mut self) -> Result<()> {
         match &mut self.side {
-            Side::Here(work) => work.all(&mut self.batch),
-            Side::Beside { channels, .. } => {
-                let (sender, used) = channels.as_ref().context("it has ended")?;
-                let full = std::mem::replace(&mut self.batch, used.try_recv().unwrap_or_default());
-                if sender.send(full).is_ok() { Ok(()) } else { self.join().map(drop) }
+            Side::Here(writing) => {
+                writing.all(&mut self.batch)?;
+                self.batch.steps.clear();
+                self.batch.used = 0;
+                Ok(())
             }
-        }
-    }
-
-    fn join(&mut self) -> Result<Digests> {
-        match &mut self.side {
-            Side::Here(work) => Ok(std::mem::take(&mut work.digests)),
-            Side::Beside { channels, thread } => {
-                drop(channels.take());
-                let thread = thread.take().context("the writing thread has ended")?;
-                thread.join().map_err(|_| anyhow!("the writing thread died"))?
-            }
+            Side::Beside(beside) => beside.hand_over(&mut self.batch),
         }
     }
 
     /// Waits until all is done. Gives what is known of the files that were written.
     pub fn end(mut self) -> Result<Digests> {
         self.hand_over()?;
-        self.join()
-    }
-}
-
-impl Drop for Writer {
-    /// No thread writes on when nobody is there any more who could use it.
-    fn drop(&mut self) {
-        if let Side::Beside { thread: Some(_), .. } = self.side {
-            // Whoever had an error has told it.
-            let _ = self.join();
+        match &mut self.side {
+            Side::Here(_) => Ok(Digests::new()),
+            Side::Beside(beside) => beside.join(),
         }
     }
 }

@@ -20,9 +20,9 @@ const XZ_MEMORY_MAX: u64 = 256 << 20;
 /// The base-2 logarithm of the window a zstd archive may ask for, 128 MiB; `zstd -19` asks for 8 MiB.
 const ZSTD_WINDOW_LOG_MAX: u32 = 27;
 /// Bytes read, or handed from one thread to the other, at a time.
-const CHUNK: usize = 256 << 10;
+const CHUNK: usize = 128 << 10;
 /// Chunks on their way.
-const CHUNKS: usize = 8;
+const CHUNKS: usize = 4;
 
 /// Gives what `source` holds, decompressed, to `take`. With `sha256`, the whole source must have
 /// that digest, also what lies behind the end that `take` has found.

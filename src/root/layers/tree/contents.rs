@@ -17,11 +17,11 @@ use super::metadata::{Attribute, Metadata, own, set_attributes, times};
 use crate::root::layers::stream::fill;
 
 /// Bytes handed over at a time.
-const BATCH_BYTES: usize = 256 << 10;
+const BATCH_BYTES: usize = 128 << 10;
 /// Steps handed over at a time, some of which hold open files.
 const BATCH_STEPS_MAX: usize = 128;
 /// Batches on their way.
-const BATCHES: usize = 4;
+const BATCHES: usize = 3;
 
 /// What a regular file holds: `parts` of it, offset and length in ascending order, come from
 /// `data` one after the other, and the rest are holes.

@@ -313,6 +313,7 @@ fn the_manifest_says_what_was_written_last() {
             ] {
                 builder.append(&header, contents).expect("an archive in memory");
             }
+            add(&mut builder, ("user.round", text.as_bytes()), &file(&format!("g{}", round % 3), "same"));
         }
         Place::new()
             .unpack(&builder.into_inner().expect("bytes"), None)

@@ -298,3 +298,21 @@ impl Writer {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_cannot_be_written_is_told_by_its_name() {
+        let told = |mut writer: Writer| -> String {
+            let file = File::open("/dev/null").expect("a file that nobody writes to");
+            let new = New { file, path: "a/b".into(), metadata: Metadata::default(), attributes: Vec::new() };
+            let contents = Contents { size: 1, parts: vec![(0, 1)], data: &mut &b"x"[..] };
+            let written = writer.file(new, contents, &mut Budget::default());
+            format!("{:#}", written.and_then(|()| writer.end()).err().expect("an error"))
+        };
+        assert_eq!(told(Writer::here()), "write: Bad file descriptor (os error 9)");
+        assert_eq!(told(Writer::beside()), "a/b: write: Bad file descriptor (os error 9)");
+    }
+}

@@ -22,11 +22,7 @@ pub fn look(machine: &Machine) -> Snapshot {
     all.insert("mount of the machine", mounts(&holder));
     all.insert("mount of the real host", mounts_of(machine));
     all.insert("cgroup", machine.cgroups().iter().flat_map(|path| below(path)).collect());
-    all.insert("process", processes(machine).into_values().collect());
-    all.insert("link", ip(machine, "link"));
-    all.insert("address", ip(machine, "addr"));
-    all.insert("route", ip(machine, "route"));
-    all.insert("nft rule", rules(machine));
+    all.extend(network(machine));
     all.insert("loop device", loops(machine.path()));
     all.insert("key of a jail's user", keys(machine));
     all.insert("file of the run directory", run_files(machine));
@@ -38,6 +34,7 @@ pub fn look(machine: &Machine) -> Snapshot {
     let ours = processes(machine);
     all.insert("held namespace", ours.keys().flat_map(|pid| held(*pid, is_namespace)).collect());
     all.insert("held terminal", ours.keys().flat_map(|pid| held(*pid, is_terminal)).collect());
+    all.insert("process", ours.into_values().collect());
     if let Some(daemon) = &machine.daemon {
         add_process(&mut all, daemon.id());
     }
@@ -180,10 +177,20 @@ fn users(status: &str) -> impl Iterator<Item = u32> {
     line.split_whitespace().filter_map(|user| user.parse().ok())
 }
 
+/// The machine's links, addresses, routes and rules, all by one shell.
+fn network(machine: &Machine) -> BTreeMap<&'static str, BTreeSet<String>> {
+    let script = "for kind in link addr route; do ip -j $kind show; done; echo; nft list ruleset";
+    let output = machine.outside(&["sh", "-c", script]);
+    let mut objects = serde_json::Deserializer::from_slice(&output.stdout).into_iter::<Vec<Value>>();
+    let mut of = |kind| ip(kind, &objects.next().expect("ip(8) answers").expect("ip(8) writes JSON"));
+    let kinds = [("link", of("link")), ("address", of("addr")), ("route", of("route"))];
+    let rules = String::from_utf8_lossy(&output.stdout[objects.byte_offset()..]);
+    let rules = rules.lines().filter(|line| !line.is_empty()).map(str::to_owned).collect();
+    kinds.into_iter().chain([("nft rule", rules)]).collect()
+}
+
 /// One kind of ip(8)'s objects, each as its JSON without what changes by itself.
-fn ip(machine: &Machine, kind: &str) -> BTreeSet<String> {
-    let output = machine.outside(&["ip", "-j", kind, "show"]);
-    let all: Vec<Value> = serde_json::from_slice(&output.stdout).unwrap_or_default();
+fn ip(kind: &str, all: &[Value]) -> BTreeSet<String> {
     // A bridge is the host's, not a jail's: it stays for the next one.
     let bridge = |item: &Value| ["ifname", "dev"].iter().any(|key| item[key] == "stockade0");
     all.iter().filter(|item| !bridge(item)).map(|item| object(kind, item)).collect()
@@ -196,11 +203,6 @@ fn object(kind: &str, item: &Value) -> String {
         _ => &["ifname", "link_type", "address"],
     };
     keys.iter().map(|key| item[key].to_string()).collect::<Vec<_>>().join(" ")
-}
-
-fn rules(machine: &Machine) -> BTreeSet<String> {
-    let output = machine.outside(&["nft", "list", "ruleset"]);
-    String::from_utf8_lossy(&output.stdout).lines().map(str::to_owned).collect()
 }
 
 /// Loop devices with a file below `directory`.

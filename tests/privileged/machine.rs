@@ -51,19 +51,31 @@ pub struct Machine {
     ranges: u32,
     before: Snapshot,
     pub daemon: Option<Child>,
-    _one: MutexGuard<'static, ()>,
+    _one: Option<MutexGuard<'static, ()>>,
 }
 
 impl Machine {
     /// None, said aloud, where the test cannot run; with `STOCKADE_TEST_MUST_RUN=1` that fails.
     pub fn new() -> Option<Self> {
+        Self::several(1).pop()
+    }
+
+    /// So many at once, at least one, for a test whose parts run side by side; none where it cannot run.
+    pub fn several(count: usize) -> Vec<Self> {
         if !rustix::process::geteuid().is_root() {
             assert!(std::env::var_os("STOCKADE_TEST_MUST_RUN").is_none(), "this test needs root");
             eprintln!("SKIPPED: this test needs root");
-            return None;
+            return Vec::new();
         }
         // A test that failed has cleaned up after itself; the next one may run.
         let one = ONE.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut machines: Vec<Self> = (1..count).map(|_| Self::make(None)).collect();
+        // This one is dropped after the others.
+        machines.push(Self::make(Some(one)));
+        machines
+    }
+
+    fn make(one: Option<MutexGuard<'static, ()>>) -> Self {
         let number = COUNT.fetch_add(1, Ordering::Relaxed);
         let directory = tempfile::Builder::new().prefix("stockade-test-").tempdir().unwrap();
         let holder = hold(directory.path());
@@ -79,7 +91,7 @@ impl Machine {
         };
         machine.host("");
         machine.before = leak::look(&machine);
-        Some(machine)
+        machine
     }
 
     /// Writes stockade.toml with more lines of its own; tables only, for they come last.

@@ -3,7 +3,6 @@
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU32, Ordering};
 
 use serde_json::Value;
 
@@ -293,8 +292,6 @@ fn imported(machine: &Machine, came: Came) -> Result<(), String> {
     is_whole_or_absent(machine, came, "b")
 }
 
-/// Each template is another one, or its layer would be there already.
-static NUMBER: AtomicU32 = AtomicU32::new(0);
 const TEMPLATE: &str = "templates/t/template.toml";
 
 /// A jail on a template that is not built yet; the layers of the last one go.
@@ -311,8 +308,15 @@ fn on_template(machine: &Machine, base: &str) {
     machine.jail("a", &format!("template = 't'\n{command}{RESTART}"));
 }
 
-fn number() -> u32 {
-    NUMBER.fetch_add(1, Ordering::Relaxed) + 1
+/// Each template is another one, or its layer would be there already.
+fn next(machine: &Machine) -> String {
+    let next = (number(machine).parse::<u32>().unwrap_or(0) + 1).to_string();
+    std::fs::write(machine.path().join("number"), &next).unwrap();
+    next
+}
+
+fn number(machine: &Machine) -> String {
+    std::fs::read_to_string(machine.path().join("number")).unwrap_or_default()
 }
 
 fn tar(machine: &Machine) {
@@ -321,7 +325,7 @@ fn tar(machine: &Machine) {
         crate::templates::busybox_root(&root);
         std::fs::create_dir(root.join("srv")).unwrap();
     }
-    let number = number().to_string();
+    let number = next(machine);
     std::fs::write(root.join("etc/number"), &number).unwrap();
     std::fs::write(root.join("srv/last"), &number).unwrap();
     let archive = machine.path().join("base.tar");
@@ -335,7 +339,7 @@ fn tar(machine: &Machine) {
 }
 
 fn lines(machine: &Machine) {
-    let number = number();
+    let number = next(machine);
     let lines = format!("['echo -n {number} > /etc/number', 'echo -n {number} > /srv/last']");
     on_template(machine, &format!("[base]\nhost = true\n[build]\nrun = {lines}\n"));
 }
@@ -346,7 +350,7 @@ fn build(machine: &Machine) -> Vec<String> {
 
 /// The jail stands on all of the layer.
 fn built(machine: &Machine, _: Came) -> Result<(), String> {
-    let number = NUMBER.load(Ordering::Relaxed).to_string();
+    let number = number(machine);
     let root = PathBuf::from(format!("/proc/{}/root", machine.pid("a")));
     for file in ["etc/number", "srv/last"] {
         let found = std::fs::read_to_string(root.join(file)).unwrap_or_default();

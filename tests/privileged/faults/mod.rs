@@ -3,22 +3,29 @@
 //!
 //! The steps are not written down anywhere: a run without a fault counts them.
 //!
-//! `STOCKADE_FAULTS=all` meets every fault; otherwise it is a few of each operation, others each
-//! time: `STOCKADE_FAULTS_SEED` is printed, and with the same one the same are chosen again.
-//! `STOCKADE_FAULTS_ONLY` names one operation, or one case.
+//! Which steps and faults is said by `STOCKADE_FAULTS`: `kills` is a kill at every step, `errors` all
+//! other faults at the first, the last and a middle one of the calls from each place, where a place that
+//! two operations share is met in the first of them; `classes` is the same with the kills. `sweep` is
+//! kills and errors of what is done to jails, and classes of what is done to files, and `all` is every
+//! fault at every step. Otherwise it is a few of each operation, others each time: the
+//! `STOCKADE_FAULTS_SEED` is printed, and with the same one the same are chosen again.
+//!
+//! `STOCKADE_FAULTS_ONLY` names operations, with commas between them, or one case;
+//! `STOCKADE_FAULTS_SAMPLE` says how many of an operation are met at most, and
+//! `STOCKADE_FAULTS_MACHINES` how many are met side by side.
 
 #![cfg(target_arch = "x86_64")]
 
 mod calls;
 mod files;
 mod operations;
+mod places;
 mod sample;
 mod security;
+mod sweep;
 mod tracer;
 
-use std::collections::BTreeMap;
 use std::fs::File;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::Duration;
 
 use nix::errno::Errno;
@@ -26,8 +33,13 @@ use nix::errno::Errno;
 use crate::leak::{self, Snapshot};
 use crate::machine::{Machine, said};
 use operations::{Came, Operation};
+use sample::{Case, Placed};
 use tracer::{Fault, Order, Step, Traced};
 
+/// Machines side by side, of each core: much of a case is waiting for the kernel.
+const A_CORE: usize = 2;
+const HOST: &str = "[bridge.stockade0]\naddress = [\"10.77.0.1/24\"]\n";
+/// The kill is the first.
 const FAULTS: &[Fault] = &[
     Fault::Kill,
     Fault::Error(Errno::ENOSPC),
@@ -48,59 +60,28 @@ const ATTEMPTS: usize = 4;
 const KILLED: i32 = 128 + 9;
 /// How often `apply` is called again for a jail that has died.
 const BACK_OFFS: usize = 10;
+const BACK_OFF: Duration = Duration::from_millis(150);
 
 /// Not part of every run: which cases are met depends on how many steps there are, which depends on
 /// the machine.
 #[test]
 #[ignore = "a sample of thousands of cases: tests/run faults"]
 fn every_operation_survives_faults_at_every_step() {
-    let Some(machine) = Machine::new() else { return };
-    machine.host("[bridge.stockade0]\naddress = [\"10.77.0.1/24\"]\n");
-    let only = std::env::var("STOCKADE_FAULTS_ONLY").unwrap_or_default();
-    let seed = sample::seed();
-    let is_wanted = |operation: &&Operation| {
-        only.is_empty() || only == operation.name || only.starts_with(&format!("{}: ", operation.name))
-    };
-    let mut failures = Vec::new();
-    for operation in operations::ALL.iter().chain(files::ALL).filter(is_wanted) {
-        failures.extend(sweep(&machine, operation, &only, seed));
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    let machines = Machine::several(sample::number("STOCKADE_FAULTS_MACHINES").unwrap_or(cores * A_CORE));
+    if machines.is_empty() {
+        return;
     }
-    assert!(failures.is_empty(), "seed {seed}: {} failures:\n{}", failures.len(), failures.join("\n"));
+    for machine in &machines {
+        machine.host(HOST);
+    }
+    let failures = sweep::run(&machines);
+    assert!(failures.is_empty(), "{} failures:\n{}", failures.len(), failures.join("\n"));
 }
 
-/// All faults of one operation, or some; what did not go as promised.
-fn sweep(machine: &Machine, operation: &Operation, only: &str, seed: u64) -> Vec<String> {
-    reset(machine);
-    // Layers and the bridge are made once for all jails.
-    (operation.before)(machine);
-    machine.good(&["apply"]);
-    reset(machine);
-    let clean = leak::look(machine);
-    let steps = steps(machine, operation);
-    let cases: Vec<(Step, Fault)> =
-        steps.iter().flat_map(|step| FAULTS.iter().map(|fault| (step.clone(), *fault))).collect();
-    let title = |(step, fault): &(Step, Fault)| format!("{}: {fault:?} at {step}", operation.name);
-    let chosen: Vec<(Step, Fault)> = if only.len() > operation.name.len() {
-        cases.iter().filter(|case| title(case) == only).cloned().collect()
-    } else {
-        sample::of(&cases, seed, operation.name)
-    };
-    eprintln!("{}: {} steps, {} cases, of which {}", operation.name, steps.len(), cases.len(), chosen.len());
-    let mut failures = Vec::new();
-    for case in &chosen {
-        // What a check did not expect is a failure of this case like any other.
-        let met = catch_unwind(AssertUnwindSafe(|| meet(machine, operation, &clean, case)));
-        if let Err(why) = met.unwrap_or_else(|_| Err("a check panicked, see above".to_owned())) {
-            eprintln!("FAILED {}: {why}", title(case));
-            failures.push(format!("{}: {why}", title(case)));
-            force(machine);
-        }
-    }
-    failures
-}
-
-/// What happens every time: of two runs, the smaller count of each call.
-fn steps(machine: &Machine, operation: &Operation) -> Vec<Step> {
+/// What happens every time, with the places of the first time: of two runs, the smaller count of each
+/// call.
+fn steps(machine: &Machine, operation: &Operation) -> Vec<Placed> {
     let count = || {
         (operation.before)(machine);
         let traced = run(machine, operation, None);
@@ -108,13 +89,13 @@ fn steps(machine: &Machine, operation: &Operation) -> Vec<Step> {
         reset(machine);
         traced.calls
     };
-    let (first, second): (BTreeMap<_, u32>, _) = (count(), count());
-    let always = |(key, count): (&(String, i64), &u32)| Some((key.clone(), *count.min(second.get(key)?)));
-    let always = first.iter().filter_map(always);
-    let step = |((process, call), count): ((String, i64), u32)| {
-        (1..=count).map(move |number| Step { process: process.clone(), call, number })
+    let (first, second) = (count(), count());
+    let step = |((process, call), places): ((String, i64), Vec<String>)| {
+        let most = second.get(&(process.clone(), call)).map_or(0, Vec::len);
+        let step = move |(index, place)| (Step { process: process.clone(), call, number: index + 1 }, place);
+        places.into_iter().take(most).enumerate().map(step)
     };
-    always.flat_map(step).collect()
+    first.into_iter().flat_map(step).collect()
 }
 
 fn run(machine: &Machine, operation: &Operation, fault: Option<(Step, Fault)>) -> Traced {
@@ -128,11 +109,17 @@ fn run(machine: &Machine, operation: &Operation, fault: Option<(Step, Fault)>) -
     let file = |name: &str| File::create(machine.path().join(name)).unwrap();
     let words = (operation.words)(machine);
     let (stdout, stderr) = (file("stdout"), file("stderr"));
-    tracer::run(Order { words: &words, running, stdout, stderr, fault, limit: LIMIT })
+    tracer::run(Order { words: &words, own: machine.path(), running, stdout, stderr, fault, limit: LIMIT })
 }
 
 fn output(machine: &Machine) -> String {
     std::fs::read_to_string(machine.path().join("stderr")).unwrap_or_default()
+}
+
+enum Met {
+    Good,
+    /// The step was not made this time.
+    Not,
 }
 
 /// One case from a clean machine to a clean machine.
@@ -140,8 +127,8 @@ fn meet(
     machine: &Machine,
     operation: &Operation,
     clean: &Snapshot,
-    (step, fault): &(Step, Fault),
-) -> Result<(), String> {
+    (step, fault): &Case,
+) -> Result<Met, String> {
     let mut traced = attempt(machine, operation, step, *fault);
     for _ in 1..ATTEMPTS {
         if traced.fired {
@@ -151,7 +138,8 @@ fn meet(
         traced = attempt(machine, operation, step, *fault);
     }
     if !traced.fired {
-        return Err("the fault was not met".into());
+        reset_calmly(machine)?;
+        return Ok(Met::Not);
     }
     let told = told(operation, &traced, *fault, &output(machine));
     converge(machine, operation, came(&traced, *fault))
@@ -159,7 +147,7 @@ fn meet(
     told?;
     reset_calmly(machine)?;
     let leaks = leak::compare(clean, machine);
-    if leaks.is_empty() { Ok(()) } else { Err(format!("left behind: {}", leaks.join("; "))) }
+    if leaks.is_empty() { Ok(Met::Good) } else { Err(format!("left behind: {}", leaks.join("; "))) }
 }
 
 fn attempt(machine: &Machine, operation: &Operation, step: &Step, fault: Fault) -> Traced {
@@ -221,24 +209,22 @@ fn converge(machine: &Machine, operation: &Operation, came: Came) -> Result<(), 
     if operation.held {
         machine.good(&["start", operation.jails[0]]);
     }
-    // One whose init was killed waits for its back-off.
-    let mut down = down(machine, operation);
+    // One whose init was killed waits for its back-off, and may be about to end only when it is looked
+    // at first.
     for _ in 0..BACK_OFFS {
-        if down.is_empty() {
-            break;
+        let plan = machine.stockade(&["plan"]);
+        let down = down(machine, operation);
+        match (plan.status.success(), down.is_empty()) {
+            (true, true) => return (operation.after)(machine, came),
+            (false, true) => {
+                return Err(format!("`apply` left something to do: {}{}", said(&output), said(&plan)));
+            }
+            (_, false) => {}
         }
-        std::thread::sleep(Duration::from_millis(150));
+        std::thread::sleep(BACK_OFF);
         machine.good(&["apply"]);
-        down = self::down(machine, operation);
     }
-    if !down.is_empty() {
-        return Err(format!("after `apply`: {}: {}", down.join(", "), said(&output)));
-    }
-    let plan = machine.stockade(&["plan"]);
-    if !plan.status.success() {
-        return Err(format!("`apply` left something to do: {}{}", said(&output), said(&plan)));
-    }
-    (operation.after)(machine, came)
+    Err(format!("after `apply`: {}: {}", down(machine, operation).join(", "), said(&output)))
 }
 
 /// Jails that are not as they should be, with their states.
@@ -296,5 +282,5 @@ fn force(machine: &Machine) {
             let _ = std::fs::remove_dir_all(entry.path());
         }
     }
-    machine.host("[bridge.stockade0]\naddress = [\"10.77.0.1/24\"]\n");
+    machine.host(HOST);
 }

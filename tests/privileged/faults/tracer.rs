@@ -7,18 +7,20 @@
 use std::collections::{BTreeMap, HashMap};
 use std::fmt;
 use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{RecvTimeoutError, channel};
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
+use nix::libc::user_regs_struct;
 use nix::sys::ptrace::{self, Event, Options};
 use nix::sys::signal::{Signal, kill};
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::Pid;
 
-use super::calls;
+use super::{calls, places};
 
 /// How late a delayed call is.
 const DELAY: Duration = Duration::from_millis(150);
@@ -36,7 +38,7 @@ const SYSCALL_EXIT: u8 = 2;
 pub struct Step {
     pub process: String,
     pub call: i64,
-    pub number: u32,
+    pub number: usize,
 }
 
 impl fmt::Display for Step {
@@ -63,12 +65,14 @@ pub struct Traced {
     pub hung: bool,
     /// The fault was met.
     pub fired: bool,
-    /// How often each process made each call.
-    pub calls: BTreeMap<(String, i64), u32>,
+    /// Each call of each process, in order, by its place; without places where a fault was to be met.
+    pub calls: BTreeMap<(String, i64), Vec<String>>,
 }
 
 pub struct Order<'a> {
     pub words: &'a [String],
+    /// The machine's directory.
+    pub own: &'a Path,
     /// Processes of ours that run already, with a name for each.
     pub running: Vec<(i32, String)>,
     pub stdout: std::fs::File,
@@ -91,7 +95,7 @@ fn trace(order: Order<'_>) -> Traced {
     command.stdin(Stdio::piped()).stdout(order.stdout).stderr(order.stderr).env("NO_COLOR", "1");
     let mut child = command.spawn().expect("sh starts");
     let main = Pid::from_raw(child.id().cast_signed());
-    let mut tracer = Tracer::new(main, order.fault);
+    let mut tracer = Tracer::new(main, order.own, order.fault);
     tracer.seize(main, "command");
     for (pid, name) in order.running {
         tracer.seize(Pid::from_raw(pid), &name);
@@ -121,7 +125,7 @@ fn trace(order: Order<'_>) -> Traced {
             .into_values()
             .flat_map(|process| {
                 let name = process.name;
-                process.calls.into_iter().map(move |(call, count)| ((name.clone(), call), count))
+                process.calls.into_iter().map(move |(call, places)| ((name.clone(), call), places))
             })
             .collect(),
     }
@@ -132,11 +136,12 @@ struct Process {
     /// It runs stockade, not a hook's shell or a jail's program.
     ours: bool,
     children: u32,
-    calls: HashMap<i64, u32>,
+    calls: HashMap<i64, Vec<String>>,
 }
 
 struct Tracer {
     main: Pid,
+    own: PathBuf,
     status: Option<i32>,
     program: (u64, u64),
     fault: Option<(Step, Fault)>,
@@ -145,6 +150,8 @@ struct Tracer {
     processes: HashMap<i32, Process>,
     /// Of each thread: its leader.
     threads: HashMap<i32, i32>,
+    /// The last call of each thread, while steps are counted.
+    last: HashMap<i32, i64>,
     /// Children that have stopped before their parents have told of them.
     early: Vec<Pid>,
     /// The error that a thread's call is to return.
@@ -154,16 +161,18 @@ struct Tracer {
 }
 
 impl Tracer {
-    fn new(main: Pid, fault: Option<(Step, Fault)>) -> Self {
+    fn new(main: Pid, own: &Path, fault: Option<(Step, Fault)>) -> Self {
         let program = std::fs::metadata(env!("CARGO_BIN_EXE_stockade")).expect("stockade was built");
         Self {
             main,
+            own: own.to_owned(),
             status: None,
             program: (program.dev(), program.ino()),
             fault,
             fired: false,
             processes: HashMap::new(),
             threads: HashMap::new(),
+            last: HashMap::new(),
             early: Vec::new(),
             failing: HashMap::new(),
             held: Vec::new(),
@@ -205,7 +214,7 @@ impl Tracer {
             let due = |(at, _): &mut (Instant, Pid)| *at <= now;
             let due: Vec<_> = self.held.extract_if(.., due).collect();
             for (_, pid) in due {
-                go_on(pid, None);
+                self.go_on(pid, None);
             }
         }
     }
@@ -228,9 +237,9 @@ impl Tracer {
                     EVENT_STOP => {}
                     _ => self.born(pid),
                 }
-                go_on(pid, None);
+                self.go_on(pid, None);
             }
-            WaitStatus::Stopped(pid, signal) => go_on(pid, Some(signal)),
+            WaitStatus::Stopped(pid, signal) => self.go_on(pid, Some(signal)),
             _ => {}
         }
     }
@@ -258,7 +267,10 @@ impl Tracer {
             self.add(child, leader, name, ours);
         }
         let early = |pid: &mut Pid| pid.as_raw() == child;
-        self.early.extract_if(.., early).for_each(|pid| go_on(pid, None));
+        let early: Vec<Pid> = self.early.extract_if(.., early).collect();
+        for pid in early {
+            self.go_on(pid, None);
+        }
     }
 
     fn executed(&mut self, pid: Pid) {
@@ -270,37 +282,40 @@ impl Tracer {
 
     fn call(&mut self, pid: Pid) {
         // A process that was killed meanwhile cannot be asked any more; its end follows.
-        let Ok(info) = ptrace::syscall_info(pid) else { return go_on(pid, None) };
+        let Ok(info) = ptrace::syscall_info(pid) else { return self.go_on(pid, None) };
         match info.op {
             SYSCALL_ENTRY => self.entered(pid),
             SYSCALL_EXIT => {
                 if let Some(error) = self.failing.remove(&pid.as_raw()) {
                     set(pid, |regs| regs.rax = i64::from(-(error as i32)).cast_unsigned());
                 }
-                go_on(pid, None);
+                self.go_on(pid, None);
             }
-            _ => go_on(pid, None),
+            _ => self.go_on(pid, None),
         }
     }
 
     fn entered(&mut self, pid: Pid) {
-        let Ok(regs) = ptrace::getregs(pid) else { return go_on(pid, None) };
+        let Ok(regs) = ptrace::getregs(pid) else { return self.go_on(pid, None) };
         let call = regs.orig_rax.cast_signed();
         let leader = self.threads[&pid.as_raw()];
         let process = self.processes.get_mut(&leader).expect("a thread's leader is known");
         if !process.ours || calls::is_no_step(call, regs.rdi) {
-            return go_on(pid, None);
+            return self.go_on(pid, None);
         }
-        let count = process.calls.entry(call).or_default();
-        *count += 1;
-        let here = |step: &Step| step.call == call && step.number == *count && step.process == process.name;
+        let place =
+            if self.fault.is_none() { place(&mut self.last, pid, &regs, &self.own) } else { String::new() };
+        let made = process.calls.entry(call).or_default();
+        made.push(place);
+        let number = made.len();
+        let here = |step: &Step| step.call == call && step.number == number && step.process == process.name;
         match &self.fault {
             Some((step, fault)) if !self.fired && here(step) => {
                 let fault = *fault;
                 self.fired = true;
                 self.inject(pid, leader, fault);
             }
-            _ => go_on(pid, None),
+            _ => self.go_on(pid, None),
         }
     }
 
@@ -313,19 +328,28 @@ impl Tracer {
             Fault::Error(error) => {
                 set(pid, |regs| regs.orig_rax = u64::MAX);
                 self.failing.insert(pid.as_raw(), error);
-                go_on(pid, None);
+                self.go_on(pid, None);
             }
             Fault::Delay => self.held.push((Instant::now() + DELAY, pid)),
         }
     }
+
+    /// To the next call that is of interest: once the fault has been met there is none but the failing
+    /// call's end. A thread that is killed meanwhile needs nothing.
+    fn go_on(&self, pid: Pid, signal: Option<Signal>) {
+        let is_over = self.fired && !self.failing.contains_key(&pid.as_raw());
+        let _ = if is_over { ptrace::cont(pid, signal) } else { ptrace::syscall(pid, signal) };
+    }
 }
 
-/// To the next call; one that is killed meanwhile needs nothing.
-fn go_on(pid: Pid, signal: Option<Signal>) {
-    let _ = ptrace::syscall(pid, signal);
+/// What a thread calls, and what it has called before.
+fn place(last: &mut HashMap<i32, i64>, thread: Pid, regs: &user_regs_struct, own: &Path) -> String {
+    let this = places::of(thread.as_raw(), regs, own);
+    let before = last.insert(thread.as_raw(), regs.orig_rax.cast_signed());
+    format!("{this} after {}", before.map_or_else(String::new, calls::name))
 }
 
-fn set(pid: Pid, change: impl FnOnce(&mut nix::libc::user_regs_struct)) {
+fn set(pid: Pid, change: impl FnOnce(&mut user_regs_struct)) {
     if let Ok(mut regs) = ptrace::getregs(pid) {
         change(&mut regs);
         // As above.

@@ -112,7 +112,7 @@ fn look(
     name: &JailName,
     record: Option<Record>,
 ) -> Result<LiveJail> {
-    let ended = || record.as_ref().and_then(|record| record.init).is_some_and(|init| !process::alive(init));
+    let ended = || record.as_ref().and_then(|record| record.init).is_some_and(ends);
     let look = || look_once(journal, host, hierarchies, name, record.as_ref());
     let mut looked = look();
     for _ in 1..LOOKS_MAX {
@@ -140,12 +140,13 @@ fn look_once(
         }
         return Ok(jail);
     };
-    let parent = record.init.and_then(process::parent);
+    let found = record.init.and_then(process::look);
+    let parent = found.as_ref().map(|found| found.parent);
     // How it ended is written when its init has gone, and looked at after that.
     let exit = if parent.is_none() { journal.exit(record)? } else { None };
     jail.state = state(record, parent, exit.as_ref());
     jail.exit = exit.filter(|_| !record.was_asked());
-    if jail.state == JailState::Up && parent.is_some() {
+    if jail.state == JailState::Up && found.is_some_and(|found| !found.ends) {
         let cgroup = Cgroup::open(&hierarchies.at(&record.cgroup_base)?, &host.cgroup, name.as_str())?;
         jail.observed = cgroup.observe(&record.settings)?;
         if cgroup.frozen()? {
@@ -155,6 +156,11 @@ fn look_once(
         observe_volume(&mut jail, journal, record);
     }
     Ok(jail)
+}
+
+/// What is seen in it may be half gone by now.
+fn ends(init: Process) -> bool {
+    process::look(init).is_none_or(|found| found.ends)
 }
 
 /// Limits of the volume, for those that have one.
@@ -236,6 +242,10 @@ fn observe_link(jail: &mut LiveJail, links: &BTreeMap<String, Observed>, host: &
     }
     let Some(record) = &jail.record else { return };
     let found = links.get(&network::host_link(&record.name));
+    let is_whole = found.is_some_and(|link| link.bridge.is_some() && !link.addresses.is_empty());
+    if !is_whole && record.init.is_some_and(ends) {
+        return;
+    }
     jail.observed.insert("network.bridge".into(), joined(found, host).into());
     if !record.settings.contains_key("network.address") {
         return;

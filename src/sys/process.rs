@@ -16,6 +16,8 @@ const CLONE_INTO_CGROUP: u64 = 0x2_0000_0000;
 
 /// 52 numbers of at most 20 digits, and a name of at most 64 bytes.
 const STAT_BYTES_MAX: usize = 2048;
+/// linux/sched.h: it has begun to end.
+const PF_EXITING: u64 = 0x4;
 
 /// What [`clone3`] returns on each side.
 pub enum Cloned {
@@ -106,9 +108,14 @@ pub fn alive(process: Process) -> bool {
 /// The number of the parent of that very process, if it still runs; 0 when it cannot be seen from
 /// here. A process whose parent has ended, zombie or not, has another one.
 pub fn parent(process: Process) -> Option<i32> {
+    look(process).map(|found| found.parent)
+}
+
+/// What is to be told of that very process, if it still runs.
+pub fn look(process: Process) -> Option<Stat> {
     let found = stat(process.pid).ok()?;
     let same = found.start_time == process.start_time && !matches!(found.state, b'Z' | b'X');
-    same.then_some(found.parent)
+    same.then_some(found)
 }
 
 /// `pid` with its start time, so that it can be told from a later process of the same number.
@@ -120,11 +127,13 @@ fn start_time(pid: i32) -> Result<u64> {
     stat(pid).map(|found| found.start_time)
 }
 
-/// Fields 3, 4 and 22 of proc_pid_stat(5).
+/// Fields 3, 4, 9 and 22 of proc_pid_stat(5).
 #[derive(Debug, PartialEq, Eq)]
-pub(crate) struct Stat {
+pub struct Stat {
     state: u8,
-    parent: i32,
+    pub parent: i32,
+    /// Its root and its namespaces may be gone already.
+    pub ends: bool,
     start_time: u64,
 }
 
@@ -144,7 +153,9 @@ pub(crate) fn parse_stat(text: &[u8]) -> Option<Stat> {
     let mut fields = std::str::from_utf8(&text[after..]).ok()?.split_ascii_whitespace();
     let state = *fields.next()?.as_bytes().first()?;
     let parent = fields.next()?.parse().ok()?;
-    Some(Stat { state, parent, start_time: fields.nth(17)?.parse().ok()? })
+    let flags: u64 = fields.nth(4)?.parse().ok()?;
+    let ends = flags & PF_EXITING != 0;
+    Some(Stat { state, parent, ends, start_time: fields.nth(12)?.parse().ok()? })
 }
 
 /// Takes from a child what a service manager gave to the daemon alone: that the kernel's killer
@@ -366,11 +377,13 @@ mod tests {
 
     #[test]
     fn stat_survives_any_name() {
-        let tail = "S 1 1 1 0 -1 4194560 1 2 3 4 5 6 7 8 20 0 1 0 4242 1 2 3";
-        let expect = Some(Stat { state: b'S', parent: 1, start_time: 4242 });
-        for name in [&b"x"[..], b"a b", b"a) R 1", b"((", b")", b"\xff"] {
-            let text = [b"7 (", name, b") ", tail.as_bytes()].concat();
-            assert_eq!(parse_stat(&text), expect, "{}", name.escape_ascii());
+        for (flags, ends) in [("4194560", false), ("4194564", true)] {
+            let tail = format!("S 1 1 1 0 -1 {flags} 1 2 3 4 5 6 7 8 20 0 1 0 4242 1 2 3");
+            let expect = Some(Stat { state: b'S', parent: 1, ends, start_time: 4242 });
+            for name in [&b"x"[..], b"a b", b"a) R 1", b"((", b")", b"\xff"] {
+                let text = [b"7 (", name, b") ", tail.as_bytes()].concat();
+                assert_eq!(parse_stat(&text), expect, "{}", name.escape_ascii());
+            }
         }
         assert_eq!(parse_stat(b"7 (x"), None);
     }

@@ -221,3 +221,32 @@ fn a_jail_is_adopted_by_another_binary() {
     machine.good(&["restart", "a"]);
     assert_ne!(machine.pid("a"), pid);
 }
+
+/// The kernel takes its root and its namespaces from a process a while before that is gone; what is
+/// traced and not yet reaped holds it there.
+#[test]
+fn a_jail_on_its_way_out_fails_no_pass() {
+    let Some(machine) = Machine::new() else { return };
+    machine.host("[bridge.stockade0]\naddress = [\"10.77.0.1/24\"]\n");
+    machine.write("templates/page/page.tera", "a page\n");
+    let file = "[[file]]\nsource = 'page.tera'\ntarget = '/srv/page'\n";
+    machine.write("templates/page/template.toml", &format!("[base]\nhost = true\n{file}"));
+    let network = "network = { mode = 'vnet', address = ['10.77.0.9/24'] }\n";
+    machine.jail("a", &format!("template = 'page'\n{POLITE}restart.delay = '100ms'\n{network}"));
+    machine.good(&["apply"]);
+    let init = machine.pid("a");
+    let children = std::fs::read_to_string(format!("/proc/{init}/task/{init}/children")).unwrap();
+    let program = children.split_whitespace().next().expect("the program runs").parse().unwrap();
+    let program = nix::unistd::Pid::from_raw(program);
+    nix::sys::ptrace::seize(program, nix::sys::ptrace::Options::empty()).unwrap();
+    kill(init, Signal::KILL);
+    let root = format!("/proc/{init}/root");
+    machine.wait_until("the jail ends", || std::fs::metadata(&root).is_err());
+    assert_eq!(machine.good(&["apply"]), "No changes.\n");
+    nix::sys::wait::waitpid(program, Some(nix::sys::wait::WaitPidFlag::__WALL)).unwrap();
+    wait_gone(init);
+    machine.wait_until("the jail is up again", || {
+        machine.good(&["apply"]);
+        machine.state_of("a") == "running" && machine.pid("a") != init
+    });
+}

@@ -9,6 +9,7 @@
 mod copied;
 mod fewer;
 
+use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 use std::time::Instant;
@@ -145,7 +146,7 @@ pub fn take_if_new(host: &Host, wanted: &DesiredJail, asked: &Asked<'_>) -> Resu
     let is_known = || -> Result<bool> {
         Ok(books::list(held.state, name)?.iter().any(|snapshot| snapshot.chain == base))
     };
-    if held.next_id(false).is_none() && is_known()? {
+    if held.next_id(false)?.is_none() && is_known()? {
         return Ok(None);
     }
     Ok(Some(held.take(wanted, asked)?.0))
@@ -160,7 +161,7 @@ pub fn roll_back(host: &Host, wanted: &DesiredJail, target: &Snapshot, keep: boo
     held.fits(target)?;
     let label = keep.then_some(books::BEFORE_ROLLBACK);
     let asked = Asked { label, schedule: None, progress: &|_| () };
-    held.aside(held.next_id(true).as_deref(), wanted, &asked, Some(target.chain.clone()))?;
+    held.aside(held.next_id(true)?.as_deref(), wanted, &asked, Some(target.chain.clone()))?;
     changes::sweep(held.state)
 }
 
@@ -225,7 +226,7 @@ fn clone_held(
     progress: Progress<'_>,
 ) -> Result<Snapshot> {
     let asked = Asked { label: None, schedule: None, progress };
-    let id = held.next_id(false);
+    let id = held.next_id(false)?;
     let chain = held.chain(id.as_deref())?;
     let pending = new_jail(id.clone(), chain, definition);
     books::begin(held.state, new, &pending)?;
@@ -236,6 +237,15 @@ fn clone_held(
         Err(_) => drop(books::undo(held.state, new)),
     }
     taken
+}
+
+/// What cannot be listed is not empty for that.
+fn is_written(volume: &Volume) -> io::Result<bool> {
+    match file::open_child(volume.directory(), export::part(volume.kind()).as_ref()) {
+        Ok(own) => Ok(!file::names(&own, 1)?.is_empty()),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+        Err(error) => Err(error),
+    }
 }
 
 impl Held<'_> {
@@ -259,14 +269,11 @@ impl Held<'_> {
 
     /// Of the changes to be made; none when nothing was written since the last ones. With `way` it
     /// is in the way, written to or not, where the volume is made anew.
-    fn next_id(&self, way: bool) -> Option<String> {
-        let volume = self.volume.as_ref()?;
+    fn next_id(&self, way: bool) -> Result<Option<String>> {
+        let Some(volume) = &self.volume else { return Ok(None) };
         let in_way = way && volume.kind() == Kind::Btrfs;
-        let is_written = || {
-            let own = file::open_child(volume.directory(), export::part(volume.kind()).as_ref());
-            own.and_then(|own| file::names(&own, 1)).is_ok_and(|names| !names.is_empty())
-        };
-        (self.runs() || in_way || is_written()).then(|| super::instance(self.name))
+        let is_needed = self.runs() || in_way || is_written(volume).context("look at what it has written")?;
+        Ok(is_needed.then(|| super::instance(self.name)))
     }
 
     fn chain(&self, id: Option<&str>) -> Result<Vec<String>> {
@@ -276,7 +283,7 @@ impl Held<'_> {
     }
 
     fn take(&self, wanted: &DesiredJail, asked: &Asked<'_>) -> Result<(Snapshot, Vec<String>)> {
-        let snapshot = self.take_as(self.next_id(false), wanted, asked)?;
+        let snapshot = self.take_as(self.next_id(false)?, wanted, asked)?;
         let chain = snapshot.chain.clone();
         Ok((snapshot, chain))
     }

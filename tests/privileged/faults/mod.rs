@@ -18,6 +18,7 @@
 
 mod calls;
 mod files;
+mod once;
 mod operations;
 mod places;
 mod sample;

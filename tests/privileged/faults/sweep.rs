@@ -34,21 +34,24 @@ pub fn title(operation: &Operation, (step, fault): &Case) -> String {
     format!("{}: {fault:?} at {step}", operation.name)
 }
 
+pub fn all() -> impl Iterator<Item = &'static Operation> {
+    operations::ALL.iter().chain(files::ALL)
+}
+
 /// Which cases of which operations are met, in this order.
 fn rounds() -> Vec<(Choice, Vec<&'static Operation>)> {
-    let (jails, files) = (operations::ALL.iter(), files::ALL.iter());
-    let all = || jails.clone().chain(files.clone()).collect();
+    let jails = operations::ALL.iter();
     match std::env::var("STOCKADE_FAULTS").unwrap_or_default().as_str() {
         "sweep" => vec![
             (Choice::Kills, jails.clone().collect()),
             (Choice::Errors, jails.clone().collect()),
-            (Choice::Classes, files.collect()),
+            (Choice::Classes, files::ALL.iter().collect()),
         ],
-        "kills" => vec![(Choice::Kills, all())],
-        "errors" => vec![(Choice::Errors, all())],
-        "classes" => vec![(Choice::Classes, all())],
-        "all" => vec![(Choice::All, all())],
-        "" => vec![(Choice::Sample(sample::seed()), all())],
+        "kills" => vec![(Choice::Kills, all().collect())],
+        "errors" => vec![(Choice::Errors, all().collect())],
+        "classes" => vec![(Choice::Classes, all().collect())],
+        "all" => vec![(Choice::All, all().collect())],
+        "" => vec![(Choice::Sample(sample::seed()), all().collect())],
         other => panic!("STOCKADE_FAULTS is sweep, kills, errors, classes or all, not `{other}`"),
     }
 }
@@ -60,7 +63,7 @@ pub fn run(machines: &[Machine]) -> Vec<String> {
     let mut known = BTreeSet::new();
     let mut lines = Vec::new();
     if let Some((name, _)) = only.split_once(": ") {
-        let operation = operations::ALL.iter().chain(files::ALL).find(|operation| operation.name == name);
+        let operation = all().find(|operation| operation.name == name);
         let operation = operation.unwrap_or_else(|| panic!("there is no operation `{name}`"));
         lines.push(sweep(machines, operation, Choice::All, &mut known, &only));
     } else {
@@ -156,7 +159,7 @@ fn sweep(
 }
 
 /// Layers and the bridge are made once for all jails of a machine.
-fn prime(machines: &[Machine], operation: &Operation) -> Vec<Snapshot> {
+pub fn prime(machines: &[Machine], operation: &Operation) -> Vec<Snapshot> {
     let prime = |machine| {
         reset(machine);
         (operation.before)(machine);

@@ -1,0 +1,35 @@
+//! Faults that were not survived once. A number of a call is not the same for long, so that each is
+//! named by the place that the call is made from.
+
+use nix::errno::Errno;
+
+use super::sample::Case;
+use super::sweep::{all, prime, title};
+use super::tracer::Fault;
+use super::{HOST, meet, steps};
+use crate::machine::Machine;
+
+/// The operation, how the place begins, and the fault.
+const ONCE: &[(&str, &str, Fault)] = &[
+    // What could not be listed was taken for empty: a snapshot without what the jail had written.
+    ("snapshot", "openat ~/state/jails/# upper ", Fault::Error(Errno::EMFILE)),
+    ("snapshot", "getdents64 ~/state/jails/#/upper ", Fault::Error(Errno::EIO)),
+];
+
+#[test]
+fn what_failed_once_is_survived() {
+    let machines = Machine::several(1);
+    let [machine] = &machines[..] else { return };
+    machine.host(HOST);
+    for (name, place, fault) in ONCE {
+        let operation = all().find(|operation| operation.name == *name).expect("it is in the table");
+        let clean = prime(&machines, operation).remove(0);
+        let steps = steps(machine, operation).into_iter().filter(|(_, of)| of.starts_with(place));
+        let cases: Vec<Case> = steps.map(|(step, _)| (step, *fault)).collect();
+        assert!(!cases.is_empty(), "{name}: no call is `{place}`");
+        for case in &cases {
+            let met = meet(machine, operation, &clean, case);
+            assert!(met.is_ok(), "{}: {}", title(operation, case), met.err().unwrap_or_default());
+        }
+    }
+}

@@ -129,8 +129,10 @@ fn sweep(
                     unmet.fetch_add(1, Ordering::Relaxed);
                 }
                 Err(why) => {
-                    eprintln!("FAILED {} => {why}", title(operation, case));
-                    failures.lock().unwrap().push(format!("{} => {why}", title(operation, case)));
+                    let place = steps.iter().find(|(step, _)| *step == case.0).map_or("", |(_, place)| place);
+                    let failure = format!("{} => {place}: {why}", title(operation, case));
+                    eprintln!("FAILED {failure}");
+                    failures.lock().unwrap().push(failure);
                     force(machine);
                 }
             }

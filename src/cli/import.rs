@@ -101,7 +101,6 @@ struct Places {
     /// The layers that are on their way, with the names that they are to have.
     arriving: Vec<(Arriving, String)>,
     lock: lock::Lock,
-    range: Option<u32>,
     findings: Findings,
 }
 
@@ -152,7 +151,7 @@ impl Job<'_> {
         let lock = lock::jail(&self.host.journal.paths, &name)?;
         match self.make_place(head, manifest, &name, templates) {
             Ok((jail, definition, findings)) => {
-                Ok(Places { name, jail, definition, arriving: Vec::new(), lock, range: None, findings })
+                Ok(Places { name, jail, definition, arriving: Vec::new(), lock, findings })
             }
             Err(error) => self.host.journal.unlock(lock, &name).and(Err(error)),
         }
@@ -217,9 +216,7 @@ impl Job<'_> {
         }
         let state = &self.paths().state;
         let first_id = if places.findings.userns {
-            let first = ids::claim(state, &places.jail.path, &places.name, self.host.config.ids)?;
-            places.range = Some(ids::number(self.host.config.ids, first));
-            first
+            ids::claim(state, &places.jail.path, &places.name, self.host.config.ids)?
         } else {
             0
         };
@@ -463,9 +460,11 @@ impl Job<'_> {
         for (arriving, _) in places.arriving {
             arriving.remove()?;
         }
-        places.jail.remove()?;
         let (state, name) = (&self.host.journal.paths.state, &places.name);
-        places.range.map_or(Ok(()), |number| ids::release(state, name, number))?;
+        // Whether or not it was claimed to the end.
+        let range = ids::recorded(&places.jail.path)?;
+        places.jail.remove()?;
+        range.map_or(Ok(()), |number| ids::release(state, name, number))?;
         self.host.journal.unlock(places.lock, name)
     }
 }

@@ -189,10 +189,6 @@ pub fn first(pool: IdPool, number: u32) -> u32 {
     pool.first + number * IDS
 }
 
-pub fn number(pool: IdPool, first_id: u32) -> u32 {
-    (first_id - pool.first) / IDS
-}
-
 fn holder(link: &Path) -> Result<String> {
     let target = std::fs::read_link(link).with_context(|| format!("read {}", link.display()))?;
     Ok(target.to_string_lossy().into_owned())
@@ -208,6 +204,10 @@ mod tests {
     use super::*;
 
     const POOL: IdPool = IdPool { first: 1_000_000, ranges: 3 };
+
+    fn number(pool: IdPool, first_id: u32) -> u32 {
+        (first_id - pool.first) / IDS
+    }
 
     #[test]
     fn ranges_are_kept_apart_and_remembered() {

@@ -107,8 +107,9 @@ pub fn names_in(uts: BorrowedFd<'_>) -> Result<[String; 2]> {
 /// Makes the time namespace of this process's future children, with both clocks starting at
 /// zero now; time_namespaces(7). Must run before the children exist. False where the kernel has none.
 pub fn unshare_time() -> Result<bool> {
-    if unshare(libc::CLONE_NEWTIME).is_err() {
-        return Ok(false);
+    match unshare(libc::CLONE_NEWTIME) {
+        Err(error) if error.raw_os_error() == Some(libc::EINVAL) => return Ok(false),
+        other => other.context("make a time namespace")?,
     }
     let monotonic = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
     let boottime = rustix::time::clock_gettime(rustix::time::ClockId::Boottime);

@@ -3,6 +3,7 @@
 //! is ended, and what stockade has left behind fails the test.
 
 use std::collections::BTreeMap;
+use std::fs::File;
 use std::io::{BufRead, BufReader};
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
@@ -20,8 +21,8 @@ const CALL_LIMIT: Duration = Duration::from_secs(90);
 /// How often [`Machine::wait_until`] looks, and for how long.
 const LOOK: Duration = Duration::from_millis(20);
 const WAIT_LIMIT: Duration = Duration::from_secs(30);
-/// Each machine has its own ids, far from the default pool, and not those of a test that runs at
-/// the same time beside this one: whatever has them is ended in the end.
+/// Each machine has its own ids, far from the default pool, and by a lock not those of another that
+/// is there at the same time, in whatever process: who has them is ended in the end.
 const FIRST_ID: u32 = 2_000_027_648;
 const RANGES: u32 = 128;
 const POOLS: u32 = 256;
@@ -49,6 +50,7 @@ pub struct Machine {
     pub cgroup: String,
     pub first_id: u32,
     ranges: u32,
+    _pool: File,
     before: Snapshot,
     pub daemon: Option<Child>,
     _one: Option<MutexGuard<'static, ()>>,
@@ -79,10 +81,12 @@ impl Machine {
         let number = COUNT.fetch_add(1, Ordering::Relaxed);
         let directory = tempfile::Builder::new().prefix("stockade-test-").tempdir().unwrap();
         let holder = hold(directory.path());
+        let (pool, lock) = pool(number);
         let mut machine = Self {
             cgroup: format!("stockade-test-{}-{number}", std::process::id()),
-            first_id: FIRST_ID + std::process::id().wrapping_add(number) % POOLS * RANGES * 65_536,
+            first_id: FIRST_ID + pool * RANGES * 65_536,
             ranges: RANGES,
+            _pool: lock,
             directory,
             holder,
             before: Snapshot::default(),
@@ -328,6 +332,17 @@ impl Drop for Machine {
         assert_eq!(wound, Ok(()), "the last apply, without any definition");
         assert!(leaks.is_empty(), "left behind:\n  {}", leaks.join("\n  "));
     }
+}
+
+/// A pool that nobody else has, for as long as the file is open.
+fn pool(number: u32) -> (u32, File) {
+    let free = |step: u32| {
+        let pool = std::process::id().wrapping_add(number + step) % POOLS;
+        let path = std::env::temp_dir().join(format!("stockade-test-pool-{pool}"));
+        let file = File::options().write(true).create(true).truncate(false).open(path).unwrap();
+        file.try_lock().is_ok().then_some((pool, file))
+    };
+    (0..POOLS).find_map(free).expect("fewer tests run than there are pools")
 }
 
 fn hold(directory: &Path) -> Child {

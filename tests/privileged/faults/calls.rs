@@ -1,7 +1,7 @@
 //! Names of system calls, and those that are no step: calls on the process's own memory, clocks
 //! and threads, which change nothing that another could see, and which the allocator and the C
-//! library make when they like; poll(2), the language's own first act before `main`; and what the
-//! library that watches files ends its thread for, epoll_wait(2).
+//! library make when they like; poll(2), the language's own first act before `main`; what the
+//! library that watches files ends its thread for, epoll_wait(2); and sysinfo(2), which cannot fail.
 
 /// A table of calls by the names of linux/unistd.h.
 macro_rules! table {
@@ -39,7 +39,7 @@ const NO_STEPS: &[(&str, i64)] = table!(
     SYS_gettid SYS_getuid SYS_madvise SYS_membarrier SYS_mmap SYS_mprotect SYS_mremap SYS_munmap
     SYS_nanosleep SYS_poll SYS_restart_syscall SYS_rseq SYS_rt_sigaction SYS_rt_sigprocmask
     SYS_rt_sigreturn SYS_sched_getaffinity SYS_sched_yield SYS_set_robust_list SYS_set_tid_address
-    SYS_sigaltstack
+    SYS_sigaltstack SYS_sysinfo
 );
 
 /// What others can see the effect of: the steps between which half a thing could be left.

@@ -244,8 +244,10 @@ fn serve(spec: &Spec, created: &Created, wanted: &DesiredJail, at_once: bool) ->
         let _ = process::signal(created.pidfd.as_fd(), number);
     })?;
     let ended = process::reap(created.pidfd.as_fd()).context("wait for the jail")?;
-    Ok(match create::hear(created.channel.as_fd()) {
-        Ok(Some((Report::Ended { code, signal }, _))) => process::Ended { code, signal }.status(),
-        _ => ended.status(),
-    })
+    match create::hear(created.channel.as_fd()) {
+        Ok(Some((Report::Ended { code, signal }, _))) => Ok(process::Ended { code, signal }.status()),
+        // It could not watch over the command any more.
+        Ok(Some((Report::Failed { reason, status }, _))) => Err(crate::init::program::failed(status, reason)),
+        _ => Ok(ended.status()),
+    }
 }

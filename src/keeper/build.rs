@@ -61,8 +61,10 @@ fn wait(created: &create::Created) -> Result<i32> {
         _ => bail!("the init died while it started the lines"),
     }
     let ended = process::reap(created.pidfd.as_fd()).context("wait for the build jail")?;
-    Ok(match create::hear(created.channel.as_fd()) {
-        Ok(Some((Report::Ended { code, signal }, _))) => process::Ended { code, signal }.status(),
-        _ => ended.status(),
-    })
+    match create::hear(created.channel.as_fd()) {
+        Ok(Some((Report::Ended { code, signal }, _))) => Ok(process::Ended { code, signal }.status()),
+        // It could not watch over the lines any more.
+        Ok(Some((Report::Failed { reason, status }, _))) => Err(program::failed(status, reason)),
+        _ => Ok(ended.status()),
+    }
 }

@@ -16,6 +16,8 @@ const ONCE: &[(&str, &str, Fault)] = &[
     ("snapshot", "getdents64 ~/state/jails/#/upper ", Fault::Error(Errno::EIO)),
     // A range of ids was recorded and could not be made durable: it was never given back.
     ("import", "openat . ~/state/jails/.importing-# after rename", Fault::Error(Errno::EMFILE)),
+    // A first process that could not go on ended with 125, and its reason was not told.
+    ("run", "read anon_inode:[signalfd] ", Fault::Error(Errno::EIO)),
 ];
 
 #[test]

@@ -103,7 +103,8 @@ impl Place {
         fs::read_dir(self.directory.path().join("state/layers"))
             .expect("it is there")
             .map(|entry| entry.expect("an entry").file_name().to_string_lossy().into_owned())
-            .filter(|name| !name.starts_with(".lock-"))
+            // Why it failed stays for whoever looks.
+            .filter(|name| !name.starts_with(".lock-") && !name.starts_with(".failed-"))
             .collect()
     }
 }

@@ -19,6 +19,7 @@ mod life;
 mod limits;
 mod machine;
 mod network;
+mod quickstart;
 mod recover;
 mod run;
 mod sandbox;

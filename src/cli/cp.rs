@@ -24,10 +24,10 @@ use crate::execute::{self, Host};
 use crate::jail::{JailName, OnStop};
 use crate::journal::lock;
 use crate::live::{JailState, Record};
+use crate::probe;
 use crate::root::carry;
 use crate::root::view::View;
 use crate::sys::process::{self, Cloned};
-use crate::{diagnostic, probe};
 
 /// Bytes that are gathered before they go into the stream.
 const CHUNK: usize = 256 << 10;
@@ -210,7 +210,7 @@ impl Copy<'_> {
             (JailState::Partial, _) => bail!("{name}: its start or stop was cut off: apply first"),
             _ => {}
         }
-        let wanted = self.desired.jails.get(name).ok_or_else(|| self.unknown(name))?;
+        let wanted = named::jail(self.desired, name.as_str())?;
         let keeps = wanted.jail.root.storage != "tmpfs" && wanted.jail.root.on_stop == OnStop::Keep;
         ensure!(
             !to_write || keeps,
@@ -218,14 +218,6 @@ impl Copy<'_> {
         );
         let instance = lock::instance(&self.host.journal.paths, name)?;
         Ok(Place::Stopped { wanted, _locks: (lock, instance) })
-    }
-
-    fn unknown(&self, name: &JailName) -> anyhow::Error {
-        if let Some(reason) = self.desired.broken.get(name) {
-            return anyhow!("{name}: {reason}");
-        }
-        let hint = diagnostic::did_you_mean(name.as_str(), self.desired.jails.keys().map(JailName::as_str));
-        anyhow!("no jail is named `{name}`{}", hint.map(|hint| format!(" ({hint})")).unwrap_or_default())
     }
 }
 

@@ -22,7 +22,7 @@ pub struct Live {
     pub layers: BTreeSet<String>,
     /// Ids of those that somebody builds just now.
     pub building: BTreeSet<String>,
-    /// Why those could not be built, by id, that somebody tried to build last.
+    /// Why the last attempt to build a layer came to nothing, by its id.
     pub failed_builds: BTreeMap<String, String>,
     /// Keys this host cannot enforce, with the reason: `limits.io` → "no blkio controller".
     pub refused: BTreeMap<String, String>,

@@ -323,7 +323,7 @@ mod tests {
                 hooks_done: BTreeSet::new(),
                 instead_of: None,
             };
-            state(&record, record.init.and_then(process::parent), exit)
+            state(&record, record.init.and_then(process::look).map(|found| found.parent), exit)
         };
         for (phase, stopping, init, keeper, exit, expect) in [
             (Phase::Up, false, me, me, None, JailState::Up),

@@ -102,13 +102,7 @@ pub fn open(process: Process) -> Option<OwnedFd> {
 
 /// Whether that very process still runs (a zombie counts as gone).
 pub fn alive(process: Process) -> bool {
-    parent(process).is_some()
-}
-
-/// The number of the parent of that very process, if it still runs; 0 when it cannot be seen from
-/// here. A process whose parent has ended, zombie or not, has another one.
-pub fn parent(process: Process) -> Option<i32> {
-    look(process).map(|found| found.parent)
+    look(process).is_some()
 }
 
 /// What is to be told of that very process, if it still runs.
@@ -131,6 +125,7 @@ fn start_time(pid: i32) -> Result<u64> {
 #[derive(Debug, PartialEq, Eq)]
 pub struct Stat {
     state: u8,
+    /// 0 when it cannot be seen from here. Who loses its parent, zombie or not, gets another one.
     pub parent: i32,
     /// Its root and its namespaces may be gone already.
     pub ends: bool,
@@ -394,7 +389,10 @@ mod tests {
         assert!(alive(me) && open(me).is_some());
         let other = Process { start_time: me.start_time + 1, ..me };
         assert!(!alive(other) && open(other).is_none());
-        assert_eq!(parent(me), Some(std::os::unix::process::parent_id().cast_signed()));
+        assert_eq!(
+            look(me).map(|found| found.parent),
+            Some(std::os::unix::process::parent_id().cast_signed())
+        );
     }
 
     #[test]

@@ -4,7 +4,7 @@ mod layers;
 
 use std::path::Path;
 
-use anyhow::{Result, anyhow, bail};
+use anyhow::{Result, bail};
 use clap::{Args, Subcommand};
 use clap_complete::ArgValueCandidates;
 use comfy_table::{Table, presets};
@@ -14,7 +14,7 @@ use super::{DONE, INVALID, Options, complete, gc, output, progress};
 use crate::desired::{Desired, DesiredJail, Layer};
 use crate::execute::Host;
 use crate::template::{self, Base};
-use crate::{diagnostic, root, source, status};
+use crate::{root, source, status};
 
 pub use layers::layers_named;
 
@@ -173,11 +173,7 @@ fn build(options: &Options, name: &str) -> Result<i32> {
         }
         return Ok(INVALID);
     }
-    if !input.templates.contains_key(name) {
-        let hint = diagnostic::did_you_mean(name, input.templates.keys().map(String::as_str));
-        bail!("no template is named `{name}`{}", hint.map(|hint| format!(" ({hint})")).unwrap_or_default());
-    }
-    let layers = template::layers(&input.templates, name).map_err(|wrong| anyhow!(wrong.summary()))?;
+    let layers = layers::layers_of(&input, name)?;
     let host = Host::open(desired.host)?;
     crate::interrupt::catch()?;
     let state = &host.journal.paths.state;

@@ -19,7 +19,7 @@ fn input(options: &Options) -> (Desired, Input) {
 }
 
 /// A template's layers, topmost first.
-fn layers_of(input: &Input, name: &str) -> Result<Vec<Layer>> {
+pub fn layers_of(input: &Input, name: &str) -> Result<Vec<Layer>> {
     if let Some(error) = input.broken_templates.get(name) {
         bail!("template {name}: {error}");
     }

@@ -13,9 +13,12 @@ pub mod files;
 pub mod import;
 pub mod layers;
 pub mod manifest;
+pub mod marks;
 pub mod own;
 pub mod pack;
 pub mod removal;
+#[cfg(test)]
+mod shown;
 pub mod sides;
 pub mod snapshot;
 pub mod view;

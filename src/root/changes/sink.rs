@@ -8,19 +8,17 @@ use std::ffi::{OsStr, OsString};
 use std::os::fd::{AsFd, OwnedFd};
 
 use anyhow::{Context, Result, ensure};
-use rustix::fs::{AtFlags, FileType, OFlags, Stat, XattrFlags};
+use rustix::fs::{AtFlags, FileType, OFlags, Stat};
 use rustix::io::Errno;
 
 use crate::root::copy::{self, Owners};
-use crate::root::removal;
+use crate::root::{marks, removal};
 use crate::sys::file;
 
 /// Entries of one directory.
 const NAMES_MAX: usize = 10_000_000;
 /// Directories within each other.
 const DEPTH_MAX: usize = 100_000;
-/// overlayfs's mark of a directory that hides what is below it.
-const OPAQUE: &str = "trusted.overlay.opaque";
 /// What overlayfs has noted for itself.
 const OVERLAY: &[u8] = b"trusted.overlay.";
 
@@ -81,13 +79,12 @@ fn entry(at: &Pair, name: &OsStr) -> Result<Option<Pair>> {
     if ours.is_dir() {
         let upper = child(&at.upper, name)?;
         match theirs {
-            Some(theirs) if theirs.is_dir() && !is_opaque(&upper)? => {
+            Some(theirs) if theirs.is_dir() && !marks::is_opaque(upper.as_fd())? => {
                 return Ok(Some(Pair { upper, lower: child(&at.lower, name)? }));
             }
             // It goes on hiding what is further below, which that has hidden until now.
             Some(theirs) if !theirs.is_dir() => {
-                rustix::fs::fsetxattr(&upper, OPAQUE, b"y", XattrFlags::empty())
-                    .context("hide what is below")?;
+                marks::hide_below(upper.as_fd())?;
                 removal::remove(&at.lower, name)?;
             }
             Some(_) => removal::remove(&at.lower, name)?,
@@ -111,14 +108,6 @@ fn kind(directory: &OwnedFd, name: &OsStr) -> Result<Option<FileType>> {
 fn child(directory: &OwnedFd, name: &OsStr) -> Result<OwnedFd> {
     file::open_inside(directory.as_fd(), name.as_ref(), OFlags::DIRECTORY | OFlags::NOFOLLOW, copy::CHILD)
         .context("open")
-}
-
-fn is_opaque(directory: &OwnedFd) -> Result<bool> {
-    match rustix::fs::fgetxattr(directory, OPAQUE, &mut [0_u8; 1]) {
-        Ok(_) => Ok(true),
-        Err(Errno::NODATA) => Ok(false),
-        Err(error) => Err(error).context("read attributes"),
-    }
 }
 
 /// The lower directory gets the owner, mode, times and attributes of the upper one, but for what

@@ -1,24 +1,22 @@
 //! Moves a jail's data from one kind of volume to another, while the jail is down: the new one is
 //! made beside the old, filled, put on the disk and renamed; the note decides which one counts.
 
-use std::ffi::{OsStr, OsString};
+use std::ffi::OsString;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 
 use anyhow::{Context, Result};
-use rustix::fs::{AtFlags, FileType, Mode, XattrFlags};
+use rustix::fs::{AtFlags, FileType, Mode};
 
 use super::settle::{Place, begin_count, held, new_image, new_root, new_subvolume, rename_new};
 use super::{Kind, THICK, Volume, image, limit, merged};
 use crate::root::copy::{self, Owners};
-use crate::root::own;
+use crate::root::{marks, own};
 use crate::storage::{Choice, Held};
 use crate::sys::file;
 
 /// Names in the top directory of a root.
 const NAMES_MAX: usize = 1_000_000;
-/// overlayfs's mark of a directory that hides what is below it.
-const OPAQUE: &str = "trusted.overlay.opaque";
 
 pub fn move_to(place: &Place<'_>, from: &Held, choice: &Choice) -> Result<()> {
     let path = place.path();
@@ -86,24 +84,16 @@ fn hide_layers(place: &Place<'_>, upper: &OwnedFd) -> Result<()> {
         let stat = rustix::fs::statat(upper, name, AtFlags::SYMLINK_NOFOLLOW).context("stat")?;
         if FileType::from_raw_mode(stat.st_mode).is_dir() {
             let directory = file::open_child(upper, name)?;
-            rustix::fs::fsetxattr(&directory, OPAQUE, b"y", XattrFlags::empty())
-                .with_context(|| format!("hide the layers below {}", name.display()))?;
+            marks::hide_below(directory.as_fd()).with_context(|| format!("mark {}", name.display()))?;
         }
     }
     for layer in place.layers {
         let layer = file::open_directory(layer).with_context(|| format!("open {}", layer.display()))?;
         for name in file::names(&layer, NAMES_MAX)?.iter().filter(|name| !own.contains(*name)) {
-            white_out(upper, name)?;
+            marks::white_out(upper, name)?;
         }
     }
     Ok(())
-}
-
-fn white_out(upper: &OwnedFd, name: &OsStr) -> Result<()> {
-    match rustix::fs::mknodat(upper, name, FileType::CharacterDevice, Mode::empty(), 0) {
-        Ok(()) | Err(rustix::io::Errno::EXIST) => Ok(()),
-        Err(error) => Err(error).with_context(|| format!("white out {}", name.display())),
-    }
 }
 
 /// Gives all that the jail has to its project: once, for a jail that is older than the quota. The

@@ -1,11 +1,10 @@
-use std::collections::BTreeMap;
 use std::fs;
-use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
 use super::*;
 use crate::root::is_root;
-use crate::sys::mount;
+use crate::root::shown::view;
 
 const HAVE: [&str; 6] = ["absent", "file", "directory", "opaque", "whiteout", "link"];
 
@@ -29,47 +28,12 @@ fn put(layer: &Path, name: &str, have: &str) {
             fs::set_permissions(path.join("inner"), fs::Permissions::from_mode(mode)).unwrap();
             let directory = file::open_directory(&path).unwrap();
             let attribute = format!("trusted.{who}");
-            rustix::fs::fsetxattr(&directory, &attribute, b"1", XattrFlags::empty()).unwrap();
+            rustix::fs::fsetxattr(&directory, &attribute, b"1", rustix::fs::XattrFlags::empty()).unwrap();
             if have == "opaque" {
-                rustix::fs::fsetxattr(&directory, OPAQUE, b"y", XattrFlags::empty()).unwrap();
+                marks::hide_below(directory.as_fd()).unwrap();
             }
         }
         _ => {}
-    }
-}
-
-type View = BTreeMap<String, (u32, String, i64, Vec<OsString>)>;
-
-/// What the kernel makes of the layers, topmost first.
-fn view(layers: &[&Path]) -> View {
-    let joined = layers.iter().map(|layer| layer.display().to_string()).collect::<Vec<_>>().join(":");
-    let options = [("lowerdir", joined.as_str()), ("redirect_dir", "nofollow"), ("xino", "off")];
-    let merged = mount::create("overlay", &options, mount::READ_ONLY).expect("an overlay");
-    let mut seen = View::new();
-    let top = format!("/proc/self/fd/{}", std::os::fd::AsRawFd::as_raw_fd(&merged));
-    look(Path::new(&top), "", &mut seen);
-    seen
-}
-
-fn look(directory: &Path, shown: &str, seen: &mut View) {
-    for entry in fs::read_dir(directory).unwrap() {
-        let entry = entry.unwrap();
-        let (path, shown) = (entry.path(), format!("{shown}/{}", entry.file_name().display()));
-        let found = fs::symlink_metadata(&path).unwrap();
-        let mut attributes = Vec::new();
-        let contents = if found.is_dir() {
-            look(&path, &shown, seen);
-            let open = file::open_directory(&path).unwrap();
-            attributes =
-                file::all_attributes(open.as_fd()).unwrap().into_iter().map(|(name, _)| name).collect();
-            attributes.sort();
-            String::new()
-        } else if found.is_symlink() {
-            fs::read_link(&path).unwrap().display().to_string()
-        } else {
-            fs::read_to_string(&path).unwrap()
-        };
-        seen.insert(shown, (found.mode(), contents, found.mtime_nsec(), attributes));
     }
 }
 

@@ -6,17 +6,16 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, ensure};
-use rustix::fs::{AtFlags, FileType, Mode, OFlags, ResolveFlags, XattrFlags};
+use rustix::fs::{AtFlags, FileType, Mode, OFlags, ResolveFlags};
 use rustix::io::Errno;
 
 use super::{ENTRIES_MAX, Metadata, Tree, inside, own};
 use crate::root::layers::copied;
+use crate::root::marks;
 use crate::sys::file;
 
 /// Bytes of all names of one layer's whiteouts, which are kept in memory.
 const WHITEOUT_BYTES_MAX: usize = 64 << 20;
-/// How overlayfs is told that nothing below a directory is to be seen.
-const OPAQUE: &str = "trusted.overlay.opaque";
 
 #[derive(Default)]
 pub struct Below {
@@ -48,7 +47,7 @@ impl Tree {
             self.below.hides_all = true;
             return Ok(());
         }
-        make_opaque(&self.open_or_make(&path)?)
+        marks::hide_below(self.open_or_make(&path)?.as_fd())
     }
 
     /// Makes the whiteouts, and gives directories that were only implied what the layers `below`,
@@ -80,7 +79,7 @@ impl Tree {
         let (parent, name) = self.place(path)?;
         match rustix::fs::statat(parent, &name, AtFlags::SYMLINK_NOFOLLOW) {
             Ok(stat) if FileType::from_raw_mode(stat.st_mode).is_dir() => {
-                make_opaque(&file::open_child(parent, &name)?)
+                marks::hide_below(file::open_child(parent, &name)?.as_fd())
             }
             Ok(_) => Ok(()),
             Err(Errno::NOENT) => {
@@ -90,11 +89,6 @@ impl Tree {
             Err(error) => Err(error).context("stat"),
         }
     }
-}
-
-fn make_opaque(directory: &OwnedFd) -> anyhow::Result<()> {
-    rustix::fs::fsetxattr(directory, OPAQUE, b"y", XattrFlags::empty())
-        .context("hide what is below a directory")
 }
 
 /// The directory at `path` as the topmost of the layers shows it that has anything there.

@@ -8,11 +8,10 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
-use rustix::fs::FlockOperation;
-use rustix::io::Errno;
 
 use crate::desired::Paths;
 use crate::jail::JailName;
+use crate::sys::file;
 
 /// Attempts at a lock whose file is removed each time while it is waited for.
 const TRIES_MAX: usize = 1_000;
@@ -163,11 +162,7 @@ fn open(path: &Path) -> Result<File> {
 }
 
 fn try_lock(file: &File, path: &Path) -> Result<bool> {
-    match rustix::fs::flock(file, FlockOperation::NonBlockingLockExclusive) {
-        Ok(()) => Ok(true),
-        Err(Errno::WOULDBLOCK | Errno::INTR) => Ok(false),
-        Err(e) => Err(e).with_context(|| format!("lock {}", path.display())),
-    }
+    file::try_lock(file).with_context(|| format!("lock {}", path.display()))
 }
 
 #[cfg(test)]

@@ -105,11 +105,7 @@ impl Place {
 }
 
 fn lock(directory: &OwnedFd) -> Result<bool> {
-    match rustix::fs::flock(directory, rustix::fs::FlockOperation::NonBlockingLockExclusive) {
-        Ok(()) => Ok(true),
-        Err(Errno::WOULDBLOCK | Errno::INTR) => Ok(false),
-        Err(error) => Err(error).context("lock the directory"),
-    }
+    file::try_lock(directory).context("lock the directory")
 }
 
 /// Names of dead imports in `parent`: of directories whose lock nobody holds.

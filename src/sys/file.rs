@@ -83,8 +83,8 @@ pub fn names(directory: impl AsFd, limit: usize) -> io::Result<Vec<OsString>> {
 }
 
 /// Takes the whole file's lock, if nobody else has it.
-pub fn try_lock(file: &File) -> io::Result<bool> {
-    let take = || rustix::fs::flock(file, FlockOperation::NonBlockingLockExclusive);
+pub fn try_lock(file: impl AsFd) -> io::Result<bool> {
+    let take = || rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive);
     match rustix::io::retry_on_intr(take) {
         Ok(()) => Ok(true),
         Err(rustix::io::Errno::WOULDBLOCK) => Ok(false),

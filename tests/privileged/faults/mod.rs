@@ -217,9 +217,13 @@ fn converge(machine: &Machine, operation: &Operation, came: Came) -> Result<(), 
     // at first.
     for _ in 0..BACK_OFFS {
         let plan = machine.stockade(&["plan"]);
-        let down = down(machine, operation);
-        match (plan.status.success(), down.is_empty()) {
-            (true, true) => return (operation.after)(machine, came),
+        let is_up = down(machine, operation).is_empty();
+        match (plan.status.success(), is_up) {
+            (true, true) => match (operation.after)(machine, came) {
+                // It may have been about to end.
+                Err(_) if !down(machine, operation).is_empty() => {}
+                done => return done,
+            },
             (false, true) => {
                 return Err(format!("`apply` left something to do: {}{}", said(&output), said(&plan)));
             }

@@ -198,7 +198,7 @@ fn cleared(machine: &Machine, _: Came) -> Result<(), String> {
 fn holds(machine: &Machine, memory: &str, address: &str, word: &str) -> Result<(), String> {
     let bytes = memory.trim_end_matches('M').parse::<u64>().unwrap() << 20;
     let limit = machine.cgroup_file("a", "memory.limit_in_bytes").or(machine.cgroup_file("a", "memory.max"));
-    let pid = machine.pid("a").to_string();
+    let pid = machine.ls()["a"]["pid"].as_i64().ok_or("a does not run")?.to_string();
     let inside = machine.outside(&[
         "nsenter",
         "-t",

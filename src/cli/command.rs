@@ -130,6 +130,7 @@ pub struct Ls {
 
 #[derive(Debug, Args)]
 pub struct Named {
+    /// The jail
     #[arg(add = ArgValueCandidates::new(complete::jails))]
     pub name: String,
 }
@@ -154,6 +155,7 @@ pub struct Stop {
 
 #[derive(Debug, Args)]
 pub struct Kill {
+    /// The jail
     #[arg(add = ArgValueCandidates::new(complete::jails))]
     pub name: String,
     /// By name without SIG, or by number

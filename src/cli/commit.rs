@@ -30,6 +30,7 @@ const CHUNK: usize = 1 << 20;
 
 #[derive(Debug, Args)]
 pub struct CommitArgs {
+    /// The jail
     #[arg(add = ArgValueCandidates::new(complete::jails))]
     pub name: String,
     /// The new template

@@ -21,6 +21,7 @@ const SHELLS: &str =
 
 #[derive(Debug, Args)]
 pub struct Exec {
+    /// The jail
     #[arg(add = ArgValueCandidates::new(complete::jails))]
     pub name: String,
     /// Directory in the jail
@@ -48,6 +49,7 @@ pub struct Program {
 
 #[derive(Debug, Args)]
 pub struct Shell {
+    /// The jail
     #[arg(add = ArgValueCandidates::new(complete::jails))]
     pub name: String,
     /// User in the jail, by name or number

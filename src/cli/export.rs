@@ -11,11 +11,12 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use clap::Args;
+use clap_complete::ArgValueCandidates;
 use rustix::pipe::PipeFlags;
 use serde_json::json;
 
 use super::progress::Progress;
-use super::{DONE, Options, named, output, snapshot};
+use super::{DONE, Options, complete, named, output, snapshot};
 use crate::desired::Desired;
 use crate::execute::{self, Host};
 use crate::jail::JailName;
@@ -35,6 +36,8 @@ const CHUNK: usize = 1 << 20;
 
 #[derive(Debug, Args)]
 pub struct Export {
+    /// The jail
+    #[arg(add = ArgValueCandidates::new(complete::jails))]
     pub name: String,
     /// Where to, or - for standard output
     #[arg(default_value = "-", value_name = "FILE")]

@@ -29,6 +29,7 @@ const EVENTS_BYTES: usize = 8 * 1024;
 
 #[derive(Debug, Args)]
 pub struct Logs {
+    /// The jail
     #[arg(add = ArgValueCandidates::new(complete::jails))]
     pub name: String,
     /// Go on as more comes

@@ -28,6 +28,7 @@ use crate::sys::file;
 
 #[derive(Debug, Args)]
 pub struct DiffArgs {
+    /// The jail
     #[arg(add = ArgValueCandidates::new(complete::jails))]
     pub name: String,
     /// A snapshot instead of what the jail has now
@@ -37,6 +38,7 @@ pub struct DiffArgs {
 
 #[derive(Debug, Args)]
 pub struct RecoverArgs {
+    /// The jail
     #[arg(add = ArgValueCandidates::new(complete::jails))]
     pub name: String,
     /// Files and directories, as the jail sees them

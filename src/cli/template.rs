@@ -30,11 +30,13 @@ pub enum TemplateVerb {
     Ls,
     /// Build a template's layers now
     Build {
+        /// The template
         #[arg(add = ArgValueCandidates::new(complete::templates))]
         name: String,
     },
     /// Show a template's layers: what they are made from, their sizes, who uses them
     Show {
+        /// The template
         #[arg(add = ArgValueCandidates::new(complete::templates))]
         name: String,
     },

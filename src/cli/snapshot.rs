@@ -44,6 +44,7 @@ pub struct TakeArgs {
 
 #[derive(Debug, Args)]
 pub struct RollbackArgs {
+    /// The jail
     #[arg(add = ArgValueCandidates::new(complete::jails))]
     pub name: String,
     /// The snapshot; without one, the last
@@ -58,6 +59,7 @@ pub struct RollbackArgs {
 
 #[derive(Debug, Args)]
 pub struct CloneArgs {
+    /// The jail
     #[arg(add = ArgValueCandidates::new(complete::jails))]
     pub name: String,
     /// The new jail
@@ -119,6 +121,7 @@ fn how(snapshot: &Snapshot) -> &'static str {
         How::Subvolume => "snapshot of the subvolume",
         How::Shared => "copied, blocks shared",
         How::Copied => "copied",
+        How::Changed => "copied what has changed",
         How::Unchanged => "nothing new",
     }
 }

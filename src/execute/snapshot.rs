@@ -51,6 +51,8 @@ struct Held<'a> {
     state: &'a Path,
     live: LiveJail,
     volume: Option<Volume>,
+    /// What need not be copied of it, should it be.
+    earlier: Option<copied::Earlier>,
     _lock: lock::Lock,
 }
 
@@ -110,7 +112,9 @@ fn hold<'a>(host: &'a Host, name: &'a JailName) -> Result<Held<'a>> {
     let live = probe::one(&host.journal, &host.config, &host.hierarchies, name)?;
     let state = &host.journal.paths.state;
     let volume = Volume::open(state, name)?;
-    Ok(Held { host, name, state, live, volume, _lock: lock })
+    let mut held = Held { host, name, state, live, volume, earlier: None, _lock: lock };
+    held.earlier = held.earlier()?;
+    Ok(held)
 }
 
 /// Why a jail's writes cannot be set aside.
@@ -278,7 +282,10 @@ impl Held<'_> {
 
     fn chain(&self, id: Option<&str>) -> Result<Vec<String>> {
         let mut chain: Vec<String> = id.map(ToOwned::to_owned).into_iter().collect();
-        chain.extend(books::base(self.state, self.name)?);
+        match &self.earlier {
+            Some(earlier) => chain.extend_from_slice(&earlier.chain),
+            None => chain.extend(books::base(self.state, self.name)?),
+        }
         Ok(chain)
     }
 

@@ -12,14 +12,15 @@ mod sink;
 use std::collections::BTreeSet;
 use std::ffi::OsStr;
 use std::fs::{self, File};
-use std::io;
+use std::io::{self, Write};
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail};
-use rustix::fs::FlockOperation;
+use rustix::fs::{FlockOperation, Mode, OFlags};
 use serde::{Deserialize, Serialize};
 
+use super::copy::Index;
 use super::volume::{self, SUBVOLUME, THICK};
 use super::{layers, removal, snapshot};
 use crate::jail::JailName;
@@ -32,6 +33,7 @@ pub use merge::merge;
 const CHANGES_MAX: usize = 1_000_000;
 /// How many lower directories one jail may have of its own; the kernel takes 500 in all.
 pub const CHAIN_MAX: usize = 200;
+const INDEX: &str = "index";
 const REMOVING: &str = ".removing-";
 /// Holds an id range whose jail is gone while changes with its ids are left. No jail's name.
 pub const HOLDER: &str = ".changes";
@@ -105,6 +107,25 @@ pub fn origin(state: &Path, id: &str) -> anyhow::Result<Origin> {
     let path = store(state).join(id).join("origin.json");
     let text = fs::read(&path).with_context(|| format!("read {}", path.display()))?;
     serde_json::from_slice(&text).with_context(|| format!("read {}", path.display()))
+}
+
+/// What a running jail's snapshot has found in its writes, `changes/ID/index`; none where there is
+/// nothing to go by, which only makes the next snapshot a copy of everything.
+pub fn index(state: &Path, id: &str) -> Option<Index> {
+    let bytes = fs::read(store(state).join(id).join(INDEX)).ok()?;
+    Index::from_bytes(&bytes).ok()
+}
+
+/// Before the changes are whole: with them it is put on the disk.
+pub fn write_index(place: &OwnedFd, index: &Index) -> anyhow::Result<()> {
+    let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC;
+    let file = rustix::fs::openat(place, INDEX, flags, Mode::RUSR | Mode::WUSR).context("make the index")?;
+    File::from(file).write_all(&index.to_bytes()?).context("write the index")
+}
+
+/// Only the last snapshot's is of use.
+pub fn forget_index(state: &Path, id: &str) -> anyhow::Result<()> {
+    journal::remove(&store(state).join(id).join(INDEX))
 }
 
 /// The lower directories that a list of changes stands for.

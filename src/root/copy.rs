@@ -10,21 +10,25 @@
 mod ahead;
 mod entry;
 mod owners;
+mod since;
 
 use std::collections::HashMap;
 use std::ffi::{OsStr, OsString};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::time::Duration;
 
 use anyhow::{Context, ensure};
 use rustix::fs::{AtFlags, FileType, Mode, OFlags, ResolveFlags, Stat};
 use rustix::io::Errno;
 
-use super::removal;
+use super::{marks, removal};
 use crate::sys::file;
 pub use ahead::{Ahead, ahead};
 use entry::Pair;
 pub(super) use entry::like;
 pub use owners::Owners;
+pub use since::Index;
+use since::{Before, Seen};
 
 /// Entries of one tree.
 const ENTRIES_MAX: u64 = 50_000_000;
@@ -58,25 +62,29 @@ pub fn tree(
     owners: Owners,
     progress: Progress<'_>,
 ) -> anyhow::Result<Copied> {
-    tree_with(from, to, owners, None, progress)
+    let mut copy = Copy::new(reopen(to)?, owners, progress);
+    copy.whole(from, to)?;
+    copy.finish()
 }
 
-/// The same, with what was copied ahead by the same owners, which has to be on the file system of
-/// `to`.
-pub fn tree_with(
+/// The same, by the same owners, of what was copied ahead, which has to be on the file system of
+/// `to`. What `earlier` has already is left out: together with that it is all of `from`, to
+/// overlayfs. Gives what the next copy can tell by what has changed since this one.
+pub fn tree_after(
     from: BorrowedFd<'_>,
     to: BorrowedFd<'_>,
-    owners: Owners,
-    ahead: Option<Ahead>,
+    ahead: Ahead,
+    earlier: Option<&Index>,
     progress: Progress<'_>,
-) -> anyhow::Result<Copied> {
-    let (from, to) = (reopen(from)?, reopen(to)?);
-    let names = names(&from)?;
-    let mut copy = Copy::new(reopen(to.as_fd())?, owners, progress);
-    copy.links = free_name(&names);
-    copy.ahead = ahead;
-    copy.walk(from, to, names)?;
-    copy.finish()
+) -> anyhow::Result<(Copied, Option<Index>)> {
+    let mut copy = Copy::new(reopen(to)?, Owners::Same, progress);
+    copy.synced = ahead.synced;
+    copy.ahead = Some(ahead);
+    copy.earlier = earlier;
+    copy.index = Index::new(from)?;
+    copy.whole(from, to)?;
+    let index = copy.index.take();
+    Ok((copy.finish()?, index))
 }
 
 /// One entry of `from_directory` to a new name in `to_directory`, with all that is below it.
@@ -111,6 +119,12 @@ struct Copy<'p> {
     linked: HashMap<(u64, u64), u64>,
     /// What only has to be moved into place.
     ahead: Option<Ahead>,
+    /// What need not be copied again.
+    earlier: Option<&'p Index>,
+    /// All that is found; none where nobody is to know.
+    index: Option<Index>,
+    /// What was changed before this is on the disk.
+    synced: Duration,
     owners: Owners,
     copied: Copied,
     progress: Progress<'p>,
@@ -118,27 +132,52 @@ struct Copy<'p> {
 
 /// A directory on the way down, which is not open.
 struct Level {
+    name: OsString,
     /// What is still to be copied of it.
     names: Vec<OsString>,
     from: (u64, u64),
     to: (u64, u64),
+    before: Before,
 }
 
 impl<'p> Copy<'p> {
     fn new(top: OwnedFd, owners: Owners, progress: Progress<'p>) -> Self {
-        let (links, linked, copied) = (OsString::new(), HashMap::new(), Copied::default());
-        Self { top, links, linked, ahead: None, owners, copied, progress }
+        Self {
+            top,
+            links: OsString::new(),
+            linked: HashMap::new(),
+            ahead: None,
+            earlier: None,
+            index: None,
+            synced: Duration::ZERO,
+            owners,
+            copied: Copied::default(),
+            progress,
+        }
     }
 
-    fn walk(&mut self, mut from: OwnedFd, mut to: OwnedFd, names: Vec<OsString>) -> anyhow::Result<()> {
-        let mut levels = vec![level(&from, &to, names)?];
+    fn whole(&mut self, from: BorrowedFd<'_>, to: BorrowedFd<'_>) -> anyhow::Result<()> {
+        let (from, to) = (reopen(from)?, reopen(to)?);
+        let names = names(&from)?;
+        let before = Before::of_top(self.earlier, from.as_fd())?;
+        self.links = free_name(|name| {
+            let had = self.earlier.and_then(|earlier| earlier.find_at_top(name));
+            had.is_none() && !names.iter().any(|other| other == name)
+        });
+        let top = self.level(&from, &to, OsString::new(), names, before)?;
+        self.walk(from, to, top)
+    }
+
+    fn walk(&mut self, mut from: OwnedFd, mut to: OwnedFd, top: Level) -> anyhow::Result<()> {
+        let mut levels = vec![top];
         while let Some(here) = levels.last_mut() {
             let Some(name) = here.names.pop() else {
-                self.leave(&from, &to)?;
-                levels.pop();
+                self.leave(&from, &to, here.before)?;
+                let done = levels.pop().expect("there is the one that was looked at");
                 if let Some(above) = levels.last() {
                     from = up(&from, above.from).context("leave a directory")?;
                     to = up(&to, above.to).context("leave a directory of the copy")?;
+                    leave_out(&to, &done)?;
                 }
                 continue;
             };
@@ -147,23 +186,86 @@ impl<'p> Copy<'p> {
             let stat = rustix::fs::statat(&from, &name, AtFlags::SYMLINK_NOFOLLOW)
                 .with_context(|| format!("stat {shown}"))?;
             if !FileType::from_raw_mode(stat.st_mode).is_dir() {
-                let pair = Pair { from: &from, name: &name, to: &to, to_name: &name };
-                self.entry(pair, &stat).with_context(|| format!("copy {shown}"))?;
+                if !self.meet(here, &name, Seen::new(&stat, self.synced, None)).is_as_it_is() {
+                    let pair = Pair { from: &from, name: &name, to: &to, to_name: &name };
+                    self.entry(pair, &stat).with_context(|| format!("copy {shown}"))?;
+                }
                 continue;
             }
-            ensure!(levels.len() < DEPTH_MAX, "copy {shown}: more than {DEPTH_MAX} directories deep");
-            if let Some(level) = enter(&mut from, &mut to, &name).with_context(|| format!("copy {shown}"))? {
+            let entered = self.enter(here, (&mut from, &mut to), &name);
+            if let Some(level) = entered.with_context(|| format!("copy {shown}"))? {
+                ensure!(levels.len() < DEPTH_MAX, "copy {shown}: more than {DEPTH_MAX} directories deep");
                 levels.push(level);
             }
         }
         Ok(())
     }
 
+    /// Makes the directory and steps into both; a mount point is made and stays empty.
+    fn enter(
+        &mut self,
+        here: &Level,
+        (from, to): (&mut OwnedFd, &mut OwnedFd),
+        name: &OsStr,
+    ) -> anyhow::Result<Option<Level>> {
+        rustix::fs::mkdirat(&*to, name, Mode::RWXU).context("make directory")?;
+        let flags = OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::NOATIME;
+        let child = match file::open_inside(from.as_fd(), name.as_ref(), flags, CHILD) {
+            Err(error) if Errno::from_io_error(&error) == Some(Errno::XDEV) => return Ok(None),
+            other => other.context("open")?,
+        };
+        let made = file::open_child(&*to, name).context("open the copy")?;
+        let before = match self.index {
+            None => Before::Nothing,
+            Some(_) => {
+                let stat = rustix::fs::fstat(&child).context("stat")?;
+                let hides = marks::is_opaque(child.as_fd())?;
+                self.meet(here, name, Seen::new(&stat, self.synced, Some(hides)))
+            }
+        };
+        let names = names(&child)?;
+        (*from, *to) = (child, made);
+        self.level(from, to, name.to_owned(), names, before).map(Some)
+    }
+
+    /// What a directory has no more is taken away from what the earlier copy shows.
+    fn level(
+        &self,
+        from: &OwnedFd,
+        to: &OwnedFd,
+        name: OsString,
+        names: Vec<OsString>,
+        before: Before,
+    ) -> anyhow::Result<Level> {
+        let (from, to_identity) = (identity(from)?, identity(to)?);
+        if let Some(earlier) = self.earlier.filter(|_| before.is_same()) {
+            for gone in earlier.gone(from.1, &names) {
+                marks::white_out(to, &gone)?;
+            }
+        }
+        Ok(Level { name, names, from, to: to_identity, before })
+    }
+
+    /// Remembers an entry of a directory, and looks whether the earlier copy has it.
+    fn meet(&mut self, here: &Level, name: &OsStr, seen: Seen) -> Before {
+        let directory = here.from.1;
+        if self.index.as_mut().is_some_and(|index| !index.note(directory, name, seen)) {
+            self.index = None;
+        }
+        Before::of(here.before, self.earlier, (directory, name), seen)
+    }
+
     /// Times and the default ACL of a directory come last: what is made in it changes the first
     /// and inherits the second.
-    fn leave(&mut self, from: &OwnedFd, to: &OwnedFd) -> anyhow::Result<()> {
+    fn leave(&mut self, from: &OwnedFd, to: &OwnedFd, before: Before) -> anyhow::Result<()> {
         let stat = rustix::fs::fstat(from).context("stat")?;
-        entry::like(from.as_fd(), to.as_fd(), &stat, self.owners)
+        entry::like(from.as_fd(), to.as_fd(), &stat, self.owners)?;
+        match before {
+            Before::Nothing => Ok(()),
+            // What it hides the earlier one hides.
+            Before::Same { .. } => marks::show_below(to.as_fd()),
+            Before::Other => marks::hide_below(to.as_fd()),
+        }
     }
 
     fn count(&mut self) -> anyhow::Result<()> {
@@ -255,22 +357,15 @@ impl<'p> Copy<'p> {
     }
 }
 
-/// Makes the directory and steps into both; a mount point is made and stays empty.
-fn enter(from: &mut OwnedFd, to: &mut OwnedFd, name: &OsStr) -> anyhow::Result<Option<Level>> {
-    rustix::fs::mkdirat(&*to, name, Mode::RWXU).context("make directory")?;
-    let flags = OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::NOATIME;
-    let child = match file::open_inside(from.as_fd(), name.as_ref(), flags, CHILD) {
-        Err(error) if Errno::from_io_error(&error) == Some(Errno::XDEV) => return Ok(None),
-        other => other.context("open")?,
-    };
-    let made = file::open_child(&*to, name).context("open the copy")?;
-    let names = names(&child)?;
-    (*from, *to) = (child, made);
-    Ok(Some(level(from, to, names)?))
-}
-
-fn level(from: &OwnedFd, to: &OwnedFd, names: Vec<OsString>) -> anyhow::Result<Level> {
-    Ok(Level { names, from: identity(from)?, to: identity(to)? })
+/// Of a directory that is what it was, and of which nothing was copied.
+fn leave_out(above: &OwnedFd, done: &Level) -> anyhow::Result<()> {
+    if !done.before.is_as_it_is() {
+        return Ok(());
+    }
+    match rustix::fs::unlinkat(above, &done.name, AtFlags::REMOVEDIR) {
+        Ok(()) | Err(Errno::NOTEMPTY) => Ok(()),
+        Err(error) => Err(error).context("leave a directory out"),
+    }
 }
 
 pub(super) fn identity(directory: &OwnedFd) -> anyhow::Result<(u64, u64)> {
@@ -295,15 +390,9 @@ fn reopen(directory: BorrowedFd<'_>) -> anyhow::Result<OwnedFd> {
     file::open_child(directory, ".".as_ref()).context("open the directory")
 }
 
-fn free_name(names: &[OsString]) -> OsString {
-    let mut number = 0_u64;
-    loop {
-        let name = OsString::from(format!(".links-{number}"));
-        if !names.contains(&name) {
-            return name;
-        }
-        number += 1;
-    }
+fn free_name(is_free: impl Fn(&OsStr) -> bool) -> OsString {
+    let mut names = (0_u64..).map(|number| OsString::from(format!(".links-{number}")));
+    names.find(|name| is_free(name)).expect("there are fewer names in a directory")
 }
 
 fn kept_name((device, inode): (u64, u64)) -> String {

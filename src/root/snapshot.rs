@@ -65,6 +65,8 @@ pub enum How {
     Shared,
     /// Copied, with all its data.
     Copied,
+    /// Copied is what has changed since the snapshot before, over which it lies.
+    Changed,
     /// Nothing was written since the last one.
     Unchanged,
 }

@@ -62,6 +62,40 @@ fn a_running_jail_is_put_back_to_what_it_was() {
     assert_eq!(count(&machine, "changes"), 0);
 }
 
+/// The second snapshot of a running jail is what has changed since the first, and yet is all of it.
+#[test]
+fn a_running_jail_is_copied_once() {
+    let Some(machine) = Machine::new() else { return };
+    machine.jail("a", SLEEP);
+    machine.good(&["apply"]);
+    machine.inside("a", "cd /srv; mkdir d e; echo x > d/x; echo y > d/y; head -c 4000000 /dev/zero > big");
+    std::thread::sleep(Duration::from_millis(100));
+    assert_eq!(take(&machine, "a", "one")["how"], "copied");
+    machine.inside("a", "cd /srv; rm d/x; echo z > d/z; rm -r e; echo file > e; chmod 700 d");
+    assert_eq!(take(&machine, "a", "two")["how"], "changed");
+    assert_eq!(take(&machine, "a", "three")["how"], "changed");
+    let answer: Value = serde_json::from_str(&machine.good(&["snapshot", "--list", "a", "--json"])).unwrap();
+    let sizes = answer["items"].as_array().unwrap().iter().map(|item| item["size"].as_u64().unwrap());
+    let sizes: Vec<u64> = sizes.collect();
+    assert!(sizes[0] > 4_000_000 && sizes[1] < 1_000_000 && sizes[2] < 1_000_000, "{sizes:?}");
+    let look = "cd /srv; ls -R; stat -c %a d; cat e d/y; wc -c < big";
+    let now = machine.inside("a", look);
+    assert!(machine.good(&["diff", "a", "--from", "three"]).contains("/srv/d/z"));
+    machine.good(&["clone", "a", "b", "--from", "two"]);
+    machine.good(&["apply"]);
+    assert_eq!(machine.inside("b", look), now, "a clone of what has changed, over what it lies on");
+    machine.inside("a", "rm -r /srv/*");
+    machine.good(&["snapshot", "a", "--rm", "one"]);
+    machine.good(&["rollback", "a", "three", "--yes"]);
+    assert_eq!(machine.inside("a", look), now);
+    assert_eq!(machine.good(&["apply"]), "No changes.\n");
+    // Its writes are others now.
+    machine.inside("a", "echo new > /srv/new");
+    assert_eq!(take(&machine, "a", "four")["how"], "copied");
+    machine.good(&["destroy", "a", "b", "--yes"]);
+    assert_eq!(count(&machine, "changes"), 0);
+}
+
 #[test]
 fn a_stopped_jail_is_set_aside_and_not_copied() {
     let Some(machine) = Machine::new() else { return };

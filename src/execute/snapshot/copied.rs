@@ -9,7 +9,7 @@ use anyhow::{Context, Result, anyhow};
 use super::{Asked, Held, PARTIAL, flush, make, milliseconds, origin, sync, tell, thaw, whole};
 use crate::desired::DesiredJail;
 use crate::live::JailState;
-use crate::root::copy::{self, Copied, Owners};
+use crate::root::copy::{self, Copied, Index};
 use crate::root::snapshot::{self as books, How, Pending, SCHEMA, Snapshot};
 use crate::root::volume::{self, Kind, Volume};
 use crate::root::{changes, export, removal};
@@ -17,6 +17,17 @@ use crate::sys::{btrfs, file};
 
 /// Of files that were copied before the jail stood still.
 const AHEAD: &str = "ahead";
+
+/// How many changes may lie below what is copied next, before it is everything anew: each makes
+/// files a little slower to find where a jail is put back to it.
+const LONG: usize = 24;
+
+/// The last snapshot of a running jail, of which the next need only be what has changed since.
+pub(super) struct Earlier {
+    /// Of the snapshot, topmost first.
+    pub chain: Vec<String>,
+    index: Index,
+}
 
 /// What came of a running jail's writes.
 struct Taken {
@@ -26,6 +37,32 @@ struct Taken {
 }
 
 impl Held<'_> {
+    /// None unless it lies over all that the jail lies over, with nothing changed that a jail cannot
+    /// change: then both would not be what the jail has.
+    pub(super) fn earlier(&self) -> Result<Option<Earlier>> {
+        let layers = self.live.record.as_ref().map(|record| &record.layers);
+        let Some(layers) = layers.filter(|_| self.runs() && self.grows()) else { return Ok(None) };
+        let base = books::base(self.state, self.name)?;
+        let first_id = origin(self.host, self.name)?.first_id;
+        let last = books::list(self.state, self.name)?.pop();
+        let Some(last) = last.filter(|last| last.layers == *layers && last.chain.len() < LONG) else {
+            return Ok(None);
+        };
+        let Some((top, _)) = last.chain.split_first().filter(|(_, below)| below.ends_with(&base)) else {
+            return Ok(None);
+        };
+        if changes::origin(self.state, top)?.first_id != first_id {
+            return Ok(None);
+        }
+        let Some(volume) = &self.volume else { return Ok(None) };
+        let own = file::open_child(volume.directory(), export::part(volume.kind()).as_ref())
+            .context("open the jail's writes")?;
+        match changes::index(self.state, top) {
+            Some(index) if index.is_of(own.as_fd())? => Ok(Some(Earlier { chain: last.chain, index })),
+            _ => Ok(None),
+        }
+    }
+
     /// What lies below the jail stays what it is, running or not.
     pub(super) fn copy(
         &self,
@@ -62,6 +99,9 @@ impl Held<'_> {
         }
         pending.snapshot = asked.label.map(|_| snapshot.clone());
         books::finish(self.state, self.name, &pending)?;
+        if let Some(before) = self.earlier.as_ref().filter(|_| asked.label.is_some()) {
+            changes::forget_index(self.state, &before.chain[0])?;
+        }
         Ok(snapshot)
     }
 
@@ -103,19 +143,27 @@ impl Held<'_> {
     ) -> Result<Taken> {
         let (to, ahead) = (make(place, PARTIAL)?, make(place, AHEAD)?);
         let progress = |copied: &Copied| tell(asked, copied);
-        let ready = copy::ahead(from.as_fd(), ahead.as_fd(), Owners::Same, &progress)?;
+        let earlier = self.earlier.as_ref().map(|earlier| &earlier.index);
+        let ready = copy::ahead(from.as_fd(), ahead.as_fd(), earlier, &progress)?;
         let before = ready.copied;
         // What was copied ahead too: no later write of the jail, nor its freezing, waits for it.
         // The copy itself reads what is in memory only as well as what is on the disk.
         flush(volume)?;
         sync(place)?;
-        let copy = || copy::tree_with(from.as_fd(), to.as_fd(), Owners::Same, Some(ready), &progress);
+        let copy = || copy::tree_after(from.as_fd(), to.as_fd(), ready, earlier, &progress);
         let (copied, pause_ms) = self.still(freeze, copy)?;
-        let mut copied = copied.context("copy the jail's writes")?;
+        let (mut copied, index) = copied.context("copy the jail's writes")?;
         copied.bytes += before.bytes;
         copied.shared += before.shared;
         removal::remove(place, AHEAD.as_ref())?;
-        let how = if copied.shared == copied.bytes { How::Shared } else { How::Copied };
+        if let Some(index) = index.filter(|_| asked.label.is_some() && self.grows()) {
+            changes::write_index(place, &index)?;
+        }
+        let how = match earlier {
+            Some(_) => How::Changed,
+            None if copied.shared == copied.bytes => How::Shared,
+            None => How::Copied,
+        };
         Ok(Taken { how, pause_ms, flush_ms: whole(place, &to, part)? })
     }
 

@@ -4,7 +4,7 @@
 //! Best effort: whatever cannot be read, vanishes or changes meanwhile is left to the copy itself.
 
 use std::collections::HashMap;
-use std::ffi::OsStr;
+use std::ffi::{OsStr, OsString};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -12,59 +12,70 @@ use anyhow::{Context, Result};
 use rustix::fs::{AtFlags, FileType, Mode, OFlags, Stat};
 
 use super::entry::Pair;
-use super::{CHILD, Copied, Copy, Owners, Progress, kept_name, names, reopen, up};
+use super::since::{Before, Seen};
+use super::{CHILD, Copied, Copy, Index, Owners, Progress, kept_name, names, reopen, up};
+use crate::root::marks;
 use crate::sys::file;
 
 /// A file that was changed so lately may change again without its time showing it, for the
 /// kernel's clock of files ticks that slowly at most.
-const SETTLED: Duration = Duration::from_millis(50);
+pub(super) const SETTLED: Duration = Duration::from_millis(50);
 
 /// Files copied ahead into a directory, by device and inode.
 pub struct Ahead {
     pub(super) directory: OwnedFd,
     /// The time of the last change, as it was before each was copied.
     pub(super) ready: HashMap<(u64, u64), (i64, i64)>,
+    /// What was changed before this was on the disk by then.
+    pub(super) synced: Duration,
     /// What it came to.
     pub copied: Copied,
 }
 
-/// Copies what lies quietly in `from` into the empty directory `into`.
+/// Copies what lies quietly in `from`, and is not in `earlier`, into the empty directory `into`.
 pub fn ahead(
     from: BorrowedFd<'_>,
     into: BorrowedFd<'_>,
-    owners: Owners,
+    earlier: Option<&Index>,
     progress: Progress<'_>,
 ) -> Result<Ahead> {
     let from = reopen(from)?;
     // At once, and not file by file, of which each would wait for the disk.
     let synced = now();
     rustix::fs::syncfs(&from).context("sync the file system")?;
-    let copy = Copy::new(reopen(into)?, owners, progress);
-    let mut walk = Walk { copy, into: reopen(into)?, ready: HashMap::new(), synced };
+    let copy = Copy::new(reopen(into)?, Owners::Same, progress);
+    let mut walk = Walk { copy, into: reopen(into)?, ready: HashMap::new(), earlier, synced };
     let names = names(&from)?;
     // An error is a tree in motion, or the word of no, which is given again.
     drop(walk.directory(from, names));
     progress(&walk.copy.copied)?;
-    Ok(Ahead { directory: walk.into, ready: walk.ready, copied: walk.copy.copied })
+    Ok(Ahead { directory: walk.into, ready: walk.ready, synced, copied: walk.copy.copied })
 }
 
 struct Walk<'p> {
     copy: Copy<'p>,
     into: OwnedFd,
     ready: HashMap<(u64, u64), (i64, i64)>,
-    /// What was changed before this is on the disk.
+    earlier: Option<&'p Index>,
     synced: Duration,
+}
+
+struct Level {
+    names: Vec<OsString>,
+    identity: (u64, u64),
+    before: Before,
 }
 
 impl Walk<'_> {
     /// An error, such as a directory that was moved away below the walk, ends it.
-    fn directory(&mut self, mut at: OwnedFd, top: Vec<std::ffi::OsString>) -> Result<()> {
-        let mut levels = vec![(top, super::identity(&at)?)];
-        while let Some((names, _)) = levels.last_mut() {
-            let Some(name) = names.pop() else {
+    fn directory(&mut self, mut at: OwnedFd, top: Vec<OsString>) -> Result<()> {
+        let before = Before::of_top(self.earlier, at.as_fd())?;
+        let mut levels = vec![Level { names: top, identity: super::identity(&at)?, before }];
+        while let Some(here) = levels.last_mut() {
+            let Some(name) = here.names.pop() else {
                 levels.pop();
-                if let Some((_, above)) = levels.last() {
-                    at = up(&at, *above)?;
+                if let Some(above) = levels.last() {
+                    at = up(&at, above.identity)?;
                 }
                 continue;
             };
@@ -73,13 +84,24 @@ impl Walk<'_> {
             if FileType::from_raw_mode(stat.st_mode).is_dir() {
                 let flags = OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::NOATIME;
                 let Ok(child) = file::open_inside(at.as_fd(), name.as_ref(), flags, CHILD) else { continue };
-                levels.push((super::names(&child)?, super::identity(&child)?));
+                let hides = marks::is_opaque(child.as_fd())?;
+                let before = self.before(here, &name, &stat, Some(hides));
+                levels.push(Level {
+                    names: super::names(&child)?,
+                    identity: super::identity(&child)?,
+                    before,
+                });
                 at = child;
-            } else {
+            } else if !self.before(here, &name, &stat, None).is_as_it_is() {
                 self.file(&at, &name, stat)?;
             }
         }
         Ok(())
+    }
+
+    fn before(&self, here: &Level, name: &OsStr, stat: &Stat, hides: Option<bool>) -> Before {
+        let seen = Seen::new(stat, self.synced, hides);
+        Before::of(here.before, self.earlier, (here.identity.1, name), seen)
     }
 
     fn file(&mut self, at: &OwnedFd, name: &OsStr, stat: Stat) -> Result<()> {
@@ -94,15 +116,14 @@ impl Walk<'_> {
         let kept = OsStr::new(&kept);
         let mut alone = stat;
         alone.st_nlink = 1;
-        let into = reopen(self.into.as_fd())?;
-        let copied = self.copy.entry(Pair { from: at, name, to: &into, to_name: kept }, &alone);
+        let copied = self.copy.entry(Pair { from: at, name, to: &self.into, to_name: kept }, &alone);
         let same = rustix::fs::statat(at, name, AtFlags::SYMLINK_NOFOLLOW)
             .is_ok_and(|now| changed(&now) == changed(&stat) && (now.st_dev, now.st_ino) == key);
         if copied.is_ok() && same {
             self.ready.insert(key, changed(&stat));
         } else {
             // One that is not there is as good.
-            let _ = rustix::fs::unlinkat(&into, kept, AtFlags::empty());
+            let _ = rustix::fs::unlinkat(&self.into, kept, AtFlags::empty());
             (self.copy.progress)(&self.copy.copied)?;
         }
         Ok(())
@@ -124,7 +145,7 @@ fn is_settled(stat: &Stat) -> bool {
     changed_at(stat) + SETTLED < now()
 }
 
-fn changed_at(stat: &Stat) -> Duration {
+pub(super) fn changed_at(stat: &Stat) -> Duration {
     let (seconds, nanoseconds) = changed(stat);
     Duration::new(u64::try_from(seconds).unwrap_or(0), u32::try_from(nanoseconds).unwrap_or(0))
 }

@@ -12,6 +12,7 @@ use crate::machine::{Machine, said};
 pub const ALL: &[Operation] = &[
     Operation { before: down, words: snapshot, held: true, after: kept, ..of("snapshot") },
     Operation { before: first, words: snapshot, running: &["a"], after: kept, ..of("live snapshot") },
+    Operation { before: earlier, words: snapshot, running: &["a"], after: kept_both, ..of("later snapshot") },
     Operation {
         before: second,
         words: |m| m.words(&["rollback", "a", "s", "--yes"]),
@@ -80,6 +81,9 @@ pub const ALL: &[Operation] = &[
         ..of("move to an image")
     },
 ];
+
+/// After so long a snapshot can tell whether a file has changed since.
+const SETTLED: std::time::Duration = std::time::Duration::from_millis(80);
 
 /// What the jail has written, by path.
 type Tree = BTreeMap<String, String>;
@@ -199,6 +203,22 @@ fn kept(machine: &Machine, came: Came) -> Result<(), String> {
         has(machine, "a", &[one()]).map_err(|why| format!("of the snapshot: {why}"))?;
     }
     whole(machine, came)
+}
+
+/// The next snapshot is only of what has changed since one that was taken long enough after its files.
+fn earlier(machine: &Machine) {
+    first(machine);
+    write(machine, &two());
+    std::thread::sleep(SETTLED);
+    machine.good(&["snapshot", "a", "earlier"]);
+    machine
+        .inside("a", "cd /srv/own; rm second; printf one > last; printf one > deep/file; printf 1 > first");
+}
+
+fn kept_both(machine: &Machine, came: Came) -> Result<(), String> {
+    kept(machine, came)?;
+    good(machine, &["rollback", "a", "earlier", "--yes", "--discard"])?;
+    has(machine, "a", &[two()]).map_err(|why| format!("of the earlier snapshot: {why}"))
 }
 
 fn second(machine: &Machine) {

@@ -211,7 +211,9 @@ fn converge(machine: &Machine, operation: &Operation, came: Came) -> Result<(), 
         return Err(format!("`apply` failed: {}", said(&output)));
     }
     if operation.held {
-        machine.good(&["start", operation.jails[0]]);
+        // What does not run for all that is seen below: one that is just about to end waits for its
+        // back-off.
+        machine.stockade(&["start", operation.jails[0]]);
     }
     // One whose init was killed waits for its back-off, and may be about to end only when it is looked
     // at first.

@@ -166,7 +166,9 @@ impl Keeper<'_> {
     /// The end of the starter before `Keep` is the end of the jail.
     fn starter_spoke(&mut self) -> Result<()> {
         let Some(starter) = self.starter else { return Ok(()) };
-        let word = match socket::receive(starter) {
+        // What could not be received is still there; without it a jail that is up would end.
+        let heard = socket::receive(starter).or_else(|_| socket::receive(starter));
+        let word = match heard {
             Ok(Some((message, _))) => serde_json::from_slice(&message).ok(),
             _ => None,
         };

@@ -123,7 +123,8 @@ fn general(path: &str, own: &Path) -> String {
         ["", top, _, ..] => format!("/{top}/"),
         [_, .., file] if file.contains('.') => file.to_owned(),
         [first, _, ..] => format!("{first}/"),
-        _ => path.to_owned(),
+        // `socket:[4711]`
+        _ => parts.concat(),
     }
 }
 

@@ -41,6 +41,7 @@ sub hundred {
 sub thousand {
     my @names = define_many($jails);
     figure("$jails at once, start, ms each", 'stockade', run_ok(stockade('apply')) / $jails);
+    figure("disk that one of $jails on one template takes, KiB", 'stockade', disk_kib("$top/state/jails") / $jails);
     figure("`plan` with nothing to do over $jails, ms", 'stockade', median(map { run_ok(stockade('plan')) } 1 .. 9));
     figure("`ls` of $jails, ms", 'stockade', median(map { run_ok(stockade('ls')) } 1 .. 9));
     my $daemon = spawn('/dev/null', stockade('daemon'));
@@ -55,6 +56,12 @@ sub thousand {
         my ($few, $very_many) = map { measured("$_ at once, $what, ms each", 'stockade') } 100, $jails;
         figure("$what of one of $jails over that of one of 100", 'stockade', $very_many / $few) if $few;
     }
+}
+
+sub disk_kib {
+    my ($directory) = @_;
+    my ($kib) = `du -sk '$directory'` =~ /^(\d+)/ or die "benches/peers: du: $?\n";
+    return $kib;
 }
 
 # From the rename of the edited definition to the value in the cgroup.

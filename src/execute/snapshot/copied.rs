@@ -97,10 +97,16 @@ impl Held<'_> {
                 return Err(error);
             }
         }
+        let before = self.earlier.as_ref().filter(|_| asked.label.is_some());
+        if let Some(before) = before.filter(|_| snapshot.how == How::Unchanged) {
+            snapshot.chain.clone_from(&before.chain);
+        }
         pending.snapshot = asked.label.map(|_| snapshot.clone());
         books::finish(self.state, self.name, &pending)?;
-        if let Some(before) = self.earlier.as_ref().filter(|_| asked.label.is_some()) {
-            changes::forget_index(self.state, &before.chain[0])?;
+        match (before, snapshot.how) {
+            (_, How::Unchanged) => changes::sweep(self.state)?,
+            (Some(before), _) => changes::forget_index(self.state, &before.chain[0])?,
+            (None, _) => {}
         }
         Ok(snapshot)
     }
@@ -148,7 +154,9 @@ impl Held<'_> {
         let before = ready.copied;
         // What was copied ahead too: no later write of the jail, nor its freezing, waits for it.
         // The copy itself reads what is in memory only as well as what is on the disk.
-        flush(volume)?;
+        if volume.kind() == Kind::Image {
+            flush(volume)?;
+        }
         sync(place)?;
         let copy = || copy::tree_after(from.as_fd(), to.as_fd(), ready, earlier, &progress);
         let (copied, pause_ms) = self.still(freeze, copy)?;
@@ -156,6 +164,9 @@ impl Held<'_> {
         copied.bytes += before.bytes;
         copied.shared += before.shared;
         removal::remove(place, AHEAD.as_ref())?;
+        if earlier.is_some() && asked.label.is_some() && file::names(&to, 1)?.is_empty() {
+            return Ok(Taken { how: How::Unchanged, pause_ms, flush_ms: 0.0 });
+        }
         if let Some(index) = index.filter(|_| asked.label.is_some() && self.grows()) {
             changes::write_index(place, &index)?;
         }

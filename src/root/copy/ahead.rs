@@ -12,14 +12,10 @@ use anyhow::{Context, Result};
 use rustix::fs::{AtFlags, FileType, Mode, OFlags, Stat};
 
 use super::entry::Pair;
-use super::since::{Before, Seen};
+use super::since::{Before, SETTLED, Seen, changed, changed_at};
 use super::{CHILD, Copied, Copy, Index, Owners, Progress, kept_name, names, reopen, up};
 use crate::root::marks;
 use crate::sys::file;
-
-/// A file that was changed so lately may change again without its time showing it, for the
-/// kernel's clock of files ticks that slowly at most.
-pub(super) const SETTLED: Duration = Duration::from_millis(50);
 
 /// Files copied ahead into a directory, by device and inode.
 pub struct Ahead {
@@ -145,17 +141,8 @@ fn is_settled(stat: &Stat) -> bool {
     changed_at(stat) + SETTLED < now()
 }
 
-pub(super) fn changed_at(stat: &Stat) -> Duration {
-    let (seconds, nanoseconds) = changed(stat);
-    Duration::new(u64::try_from(seconds).unwrap_or(0), u32::try_from(nanoseconds).unwrap_or(0))
-}
-
 fn now() -> Duration {
     SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default()
-}
-
-pub(super) fn changed(stat: &Stat) -> (i64, i64) {
-    (stat.st_ctime, i64::try_from(stat.st_ctime_nsec).unwrap_or(0))
 }
 
 impl Ahead {

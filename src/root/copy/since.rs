@@ -14,11 +14,13 @@ use anyhow::{Context, Result, ensure};
 use rustix::fs::{AtFlags, Stat, StatxFlags};
 use serde::{Deserialize, Serialize};
 
-use super::ahead::{SETTLED, changed, changed_at};
-
 const SCHEMA: u32 = 1;
 /// Entries of a tree that are remembered; of a larger one none are.
 const ENTRIES_MAX: usize = 1_000_000;
+
+/// A file that was changed so lately may change again without its time showing it, for the
+/// kernel's clock of files ticks that slowly at most.
+pub(super) const SETTLED: Duration = Duration::from_millis(50);
 
 /// Every entry of a tree, by the inode of its directory and its name there.
 #[derive(Debug, Serialize, Deserialize)]
@@ -151,6 +153,15 @@ impl Before {
     pub(super) fn is_as_it_is(self) -> bool {
         self == Self::Same { as_it_is: true }
     }
+}
+
+pub(super) fn changed_at(stat: &Stat) -> Duration {
+    let (seconds, nanoseconds) = changed(stat);
+    Duration::new(u64::try_from(seconds).unwrap_or(0), u32::try_from(nanoseconds).unwrap_or(0))
+}
+
+pub(super) fn changed(stat: &Stat) -> (i64, i64) {
+    (stat.st_ctime, i64::try_from(stat.st_ctime_nsec).unwrap_or(0))
 }
 
 fn born(directory: BorrowedFd<'_>) -> Result<Option<Born>> {

@@ -199,12 +199,27 @@ pub enum CopiedKind {
 pub struct RootFile {
     /// Absolute, as the jail sees it.
     pub target: PathBuf,
+    /// Always text: what expressions give.
+    #[serde(with = "as_text")]
     pub contents: Vec<u8>,
     pub mode: u32,
     /// Ids inside the jail.
     pub uid: u32,
     pub gid: u32,
     pub on_change: OnChange,
+}
+
+/// A list of numbers would be four times as long.
+mod as_text {
+    use serde::{Deserialize, Deserializer, Serialize, Serializer, ser::Error};
+
+    pub fn serialize<S: Serializer>(contents: &[u8], to: S) -> Result<S::Ok, S::Error> {
+        std::str::from_utf8(contents).map_err(S::Error::custom)?.serialize(to)
+    }
+
+    pub fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<Vec<u8>, D::Error> {
+        String::deserialize(from).map(String::into_bytes)
+    }
 }
 
 /// What follows when a rendered file of a running jail has changed.
@@ -218,7 +233,8 @@ pub enum OnChange {
 }
 
 /// A file of /etc that tells the jail who and where it is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
 pub enum EtcFile {
     /// hosts(5), for a jail with a network.
     Hosts,

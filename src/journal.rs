@@ -20,7 +20,7 @@ use anyhow::{Context, Result, bail};
 use rustix::fs::{AtFlags, IFlags, Mode, OFlags, ioctl_getflags, ioctl_setflags, statat};
 use rustix::io::Errno;
 
-use crate::desired::Paths;
+use crate::desired::{Paths, RootFile};
 use crate::jail::JailName;
 use crate::live::{RECORD_SCHEMA, Record, Restarts};
 
@@ -28,6 +28,9 @@ use crate::live::{RECORD_SCHEMA, Record, Restarts};
 const RECORD_BYTES_MAX: u64 = 4 << 20;
 /// One read for most of them, where a growing buffer takes six.
 const RECORD_BYTES_USUAL: usize = 8 << 10;
+
+/// Beside a jail's record.
+const FILES: &str = "files.json";
 
 /// Writes a file whole or not at all, for readers and for crashes of this process.
 pub fn replace(path: &Path, contents: &[u8]) -> Result<()> {
@@ -174,6 +177,26 @@ impl Journal {
         make_directory(&directory, 0o700)?;
         let text = serde_json::to_vec(record).context("write a record")?;
         replace(&directory.join("record.json"), &text)
+    }
+
+    /// What a start lays into the jail's root beside its layers: kept, so that the jail can start
+    /// again as it was once its files have errors.
+    pub fn write_files(&self, name: &JailName, files: &[RootFile]) -> Result<()> {
+        if files.is_empty() {
+            return Ok(());
+        }
+        let text = serde_json::to_vec(files).context("write a jail's files")?;
+        replace(&self.run_dir(name).join(FILES), &text)
+    }
+
+    /// What was kept, perhaps of an earlier start: the record's digests tell.
+    pub fn files(&self, name: &JailName) -> Result<Vec<RootFile>> {
+        let path = self.run_dir(name).join(FILES);
+        let context = || format!("read {}", path.display());
+        match std::fs::read(&path) {
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(Vec::new()),
+            other => serde_json::from_slice(&other.with_context(context)?).with_context(context),
+        }
     }
 
     /// Forgets everything of this boot about a jail.

@@ -9,6 +9,7 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
+use crate::desired::EtcFile;
 use crate::jail::{JailName, Settings};
 use crate::step::Phase;
 use crate::storage::{Ground, Held};
@@ -55,6 +56,8 @@ pub struct LiveJail {
     pub volume: Option<Held>,
     /// Why its record cannot be read: it is left alone until a person has looked.
     pub unreadable: Option<String>,
+    /// Another command works on it: nothing is planned for it until that has ended.
+    pub busy: bool,
 }
 
 /// A jail as it is seen from outside. Produced by `probe`, consumed by `plan` and `status`.
@@ -165,6 +168,9 @@ pub struct Record {
     /// Layer ids, topmost first.
     pub layers: Vec<String>,
     pub host_usr: bool,
+    /// Files of /etc that the start has written.
+    #[serde(default)]
+    pub etc: Vec<EtcFile>,
     /// Digest of every rendered file by target, and its inode stamp as written.
     pub files: BTreeMap<PathBuf, FileStamp>,
     pub keeper: Option<Process>,
@@ -187,6 +193,11 @@ pub struct Record {
 }
 
 impl Record {
+    /// It is one of `stockade run`, which no file defines.
+    pub fn is_throw_away(&self) -> bool {
+        self.file.as_os_str().is_empty()
+    }
+
     /// It was running when stockade stopped it: however it then ended says nothing to the restart
     /// policy.
     pub fn was_asked(&self) -> bool {

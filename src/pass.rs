@@ -184,7 +184,10 @@ impl Rounds<'_> {
     fn leave_what_lasts(&mut self, host: &Host, passed: &mut Passed) -> Result<()> {
         let busy = busy(host, &passed.plan)?;
         if !busy.is_empty() {
-            self.plan_without(&busy, passed);
+            for name in busy {
+                passed.live.jails.entry(name).or_default().busy = true;
+            }
+            self.plan_again(passed);
             passed.plan.wake_ms = passed.plan.wake_ms.into_iter().chain([now_ms() + BUSY_MS]).min();
         }
         let build = |host: &Host, _: &str, layer: &Layer| {
@@ -192,14 +195,14 @@ impl Rounds<'_> {
         };
         self.unbuilt.extend(execute::layers_of(host, &passed.desired, &passed.plan, &build));
         if !self.unbuilt.is_empty() {
-            self.plan_without(&self.unbuilt, passed);
+            leave_alone(&mut passed.desired, &self.unbuilt);
+            self.plan_again(passed);
         }
         Ok(())
     }
 
-    /// Plans again without these; what was to be looked at again is so all the same.
-    fn plan_without(&self, jails: &BTreeMap<JailName, String>, passed: &mut Passed) {
-        leave_alone(&mut passed.desired, jails);
+    /// What was to be looked at again is so all the same.
+    fn plan_again(&self, passed: &mut Passed) {
         let wake_ms = passed.plan.wake_ms;
         passed.plan = (self.planner)(&passed.desired, &passed.live);
         passed.plan.wake_ms = passed.plan.wake_ms.into_iter().chain(wake_ms).min();
@@ -219,11 +222,11 @@ impl Rounds<'_> {
 }
 
 /// The jails of a plan that a snapshot or another verb has locked.
-fn busy(host: &Host, plan: &Plan) -> Result<BTreeMap<JailName, String>> {
-    let mut busy = BTreeMap::new();
+fn busy(host: &Host, plan: &Plan) -> Result<Vec<JailName>> {
+    let mut busy = Vec::new();
     for action in &plan.actions {
         if lock::try_jail(&host.journal.paths, &action.name)?.is_none() {
-            busy.insert(action.name.clone(), "another command works on it".to_owned());
+            busy.push(action.name.clone());
         }
     }
     Ok(busy)

@@ -12,6 +12,7 @@ use crate::jail::JailName;
 use crate::keys::Cost;
 use crate::live::{JailState, Live, Record};
 
+mod before;
 mod compare;
 mod depend;
 mod effect;
@@ -23,6 +24,7 @@ mod properties;
 mod text;
 mod volume;
 
+pub use before::{restart_of, started};
 pub use compare::{attempt, gave_up};
 pub use effect::{Half, simulate};
 pub use judge::{applies, runs, unenforceable};
@@ -58,7 +60,9 @@ pub struct Options {
 /// Both waits form no circle, whatever the definitions say. After an `Update`, the record takes
 /// over the new value (or file digest) of exactly the keys in `changes` and `drift`, so that what
 /// was postponed shows again next time; after a start the record is all new; after a `Remove`
-/// there is none; after a `Stop` it stays, with its last phase begun `Release`.
+/// there is none; after a `Stop` it stays, with its last phase begun `Release`, and takes over that
+/// the jail is disabled. A start as before ([`Action::as_before`]) that fails leaves the record as
+/// it was.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Plan {
     pub actions: Vec<Action>,
@@ -171,7 +175,7 @@ pub fn all_down(desired: &Desired, live: &Live) -> Plan {
     let stops = live.jails.iter().filter(|(_, seen)| seen.state != JailState::Down);
     let mut plan =
         Plan { actions: stops.map(|(name, seen)| judge::stop(name, seen)).collect(), ..Plan::default() };
-    order::connect(&mut plan.actions, desired, live);
+    order::connect(&mut plan.actions, &order::depends(desired, live), desired, live);
     plan
 }
 
@@ -179,15 +183,16 @@ pub fn all_down(desired: &Desired, live: &Live) -> Plan {
 pub fn plan(desired: &Desired, live: &Live, options: &Options) -> Plan {
     let names: BTreeSet<&JailName> =
         desired.jails.keys().chain(desired.broken.keys()).chain(live.jails.keys()).collect();
-    let chosen = depend::chosen(desired, live, options);
+    let depends = order::depends(desired, live);
+    let chosen = depend::chosen(&depends, live, options);
     let judgements: BTreeMap<&JailName, judge::Judgement> = names
         .into_iter()
         .filter(|name| chosen.as_ref().is_none_or(|chosen| chosen.contains(name)))
         .map(|name| (name, judge::judge(name, desired, live, options)))
         .collect();
-    let judgements = depend::settle(judgements, desired, live, options);
+    let judgements = depend::settle(judgements, &depends, desired, live, options);
     let mut plan = collect(judgements);
-    order::connect(&mut plan.actions, desired, live);
+    order::connect(&mut plan.actions, &depends, desired, live);
     plan
 }
 

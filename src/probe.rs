@@ -314,6 +314,7 @@ mod tests {
                 settings: Settings::new(),
                 layers: Vec::new(),
                 host_usr: false,
+                etc: Vec::new(),
                 files: BTreeMap::new(),
                 keeper: Some(keeper),
                 init: Some(init),

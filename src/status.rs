@@ -130,7 +130,11 @@ fn state(name: &JailName, seen: &LiveJail, desired: &Desired, live: &Live) -> (S
         JailState::Orphaned => (State::Orphaned, Some("its keeper is gone".to_owned())),
         JailState::Partial if stopping => (State::Stopping, None),
         JailState::Partial => (State::Starting, None),
-        JailState::Down | JailState::Exited(_) if fault.is_some() => (State::ConfigError, fault),
+        JailState::Down | JailState::Exited(_) if fault.is_some() => {
+            let by_last_good = desired.broken.contains_key(name) && seen.record.is_some() && !seen.held;
+            let wait = |why| if by_last_good { with_wait(why, seen, live) } else { why };
+            (State::ConfigError, fault.map(wait))
+        }
         JailState::Down | JailState::Exited(_) => down(name, seen, desired, live),
     }
 }
@@ -173,11 +177,15 @@ fn down(name: &JailName, seen: &LiveJail, desired: &Desired, live: &Live) -> (St
         let unbuilt = unbuilt.map(|template| format!("its template `{template}` is not built yet"));
         return (State::Stopped, unbuilt.or(end));
     }
-    let mut reason = failure.or(end).unwrap_or_else(|| "it did not start".to_owned());
-    if let Some(wait_ms) = seen.restarts.wait_ms(live.now_ms) {
-        reason = format!("{reason}; starts again in {} s", wait_ms.div_ceil(1_000));
+    let reason = failure.or(end).unwrap_or_else(|| "it did not start".to_owned());
+    (State::Failed, Some(with_wait(reason, seen, live)))
+}
+
+fn with_wait(reason: String, seen: &LiveJail, live: &Live) -> String {
+    match seen.restarts.wait_ms(live.now_ms) {
+        Some(wait_ms) => format!("{reason}; starts again in {} s", wait_ms.div_ceil(1_000)),
+        None => reason,
     }
-    (State::Failed, Some(reason))
 }
 
 /// As found in the jail, else as it was started with, else as defined.

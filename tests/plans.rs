@@ -292,6 +292,7 @@ fn live_jail(seen: &Seen, then: LiveJail) -> LiveJail {
         has_data: seen.has_data || seen.volume.is_some(),
         volume: seen.volume.as_ref().map(held).or_else(|| seen.has_data.then(Held::overlay)),
         unreadable: None,
+        busy: false,
     }
 }
 

@@ -38,7 +38,7 @@ fn with_depends(desired: &Desired, names: &[JailName]) -> Result<BTreeSet<JailNa
     let mut all = BTreeSet::new();
     let mut open: Vec<JailName> = names.to_vec();
     while let Some(name) = open.pop() {
-        let Some(wanted) = desired.jails.get(&name) else { bail!("{}", not_startable(desired, &name)) };
+        let wanted = desired.jails.get(&name).ok_or_else(|| not_startable(desired, &name))?;
         if !wanted.jail.enabled {
             bail!("{name}: it is disabled: take `enabled = false` out of {}", wanted.file.display());
         }
@@ -49,10 +49,10 @@ fn with_depends(desired: &Desired, names: &[JailName]) -> Result<BTreeSet<JailNa
     Ok(all)
 }
 
-fn not_startable(desired: &Desired, name: &JailName) -> String {
+fn not_startable(desired: &Desired, name: &JailName) -> anyhow::Error {
     match desired.broken.get(name) {
-        Some(reason) => format!("{name}: {reason}"),
-        None => named::no_jail(name.as_str(), desired.jails.keys().map(JailName::as_str)),
+        Some(reason) => named::broken(name, reason),
+        None => anyhow!(named::no_jail(name.as_str(), desired.jails.keys().map(JailName::as_str))),
     }
 }
 

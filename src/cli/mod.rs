@@ -59,6 +59,7 @@ pub fn main() -> i32 {
 fn status_of(error: &anyhow::Error, command: &Command) -> i32 {
     match command {
         Command::Exec(_) | Command::Shell(_) | Command::Run(_) => crate::init::program::exit_status(error),
+        _ if error.is::<named::Broken>() => INVALID,
         _ => FAILED,
     }
 }

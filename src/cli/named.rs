@@ -1,8 +1,9 @@
 //! A jail by the name that somebody typed: which there are, and what is said where there is none.
 
 use std::collections::BTreeSet;
+use std::fmt;
 
-use anyhow::{Result, anyhow, bail};
+use anyhow::{Result, anyhow};
 
 use super::{Options, output};
 use crate::desired::{Desired, DesiredJail, HostConfig};
@@ -42,12 +43,29 @@ pub fn open(options: &Options) -> Result<(Desired, Host)> {
 pub fn jail<'d>(desired: &'d Desired, name: &str) -> Result<&'d DesiredJail> {
     let name = JailName::new(name).map_err(|e| anyhow!(e))?;
     if let Some(reason) = desired.broken.get(&name) {
-        bail!("{name}: {reason}");
+        return Err(broken(&name, reason));
     }
     desired
         .jails
         .get(&name)
         .ok_or_else(|| anyhow!(no_jail(name.as_str(), desired.jails.keys().map(JailName::as_str))))
+}
+
+/// A jail's file has errors: exit status 3, whichever verb asks.
+#[derive(Debug)]
+pub struct Broken(String);
+
+impl fmt::Display for Broken {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl std::error::Error for Broken {}
+
+/// `reason` is the first error.
+pub fn broken(name: &JailName, reason: &str) -> anyhow::Error {
+    Broken(format!("{name}: its file has errors: {reason} (`stockade check` shows all)")).into()
 }
 
 pub fn no_jail<'k>(name: &str, known: impl IntoIterator<Item = &'k str>) -> String {

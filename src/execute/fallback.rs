@@ -1,16 +1,19 @@
 //! A restart onto other layers that goes wrong is taken back: the jail runs again as it did
-//! before, and the plan leaves it so until what is wanted of it changes once more.
+//! before, and the plan leaves it so until what is wanted of it changes once more. So does a jail
+//! that has ended while its new layers are not built, or its file has errors.
 
 use std::os::fd::AsFd;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 
 use super::{Host, start, stop};
-use crate::desired::{DesiredJail, DesiredRoot, Layer, LayerSource};
-use crate::jail::Jail;
-use crate::live::Record;
+use crate::desired::{DesiredJail, DesiredRoot, RootFile};
+use crate::jail::JailName;
+use crate::live::{FileStamp, Record};
 use crate::plan;
+use crate::root::files::digest;
 use crate::root::layers;
 use crate::sys::process;
 
@@ -66,10 +69,20 @@ fn judge(host: &Host, record: Record) -> Result<()> {
     bail!("it {exit} at once")
 }
 
-/// Starts it as it was, for what is wanted cannot be yet.
-pub fn again(host: &Host, wanted: &DesiredJail) -> Result<()> {
-    let before = start::record(host, &wanted.jail.name)?;
-    start::start_as(host, &old(wanted, &before)?, before.instead_of)
+/// Starts it as it was, for what is wanted cannot be yet: nothing is, where its file has errors. One
+/// that does not come up keeps its record, by which the next pass tries again.
+pub fn again(host: &Host, name: &JailName, wanted: Option<&DesiredJail>) -> Result<()> {
+    let before = start::record(host, name)?;
+    let kept = host.journal.files(name)?;
+    let old = match wanted {
+        Some(wanted) => old(wanted, &before)?,
+        None => last_good(&before, &kept)?,
+    };
+    let keep = || host.journal.write_record(&before).and_then(|()| host.journal.write_files(name, &kept));
+    start::start_as(host, &old, before.instead_of.clone()).map_err(|error| match keep() {
+        Ok(()) => error,
+        Err(lost) => error.context(format!("and then, keeping its record: {lost:#}")),
+    })
 }
 
 fn instead(host: &Host, wanted: &DesiredJail, before: &Record) -> Result<()> {
@@ -78,13 +91,18 @@ fn instead(host: &Host, wanted: &DesiredJail, before: &Record) -> Result<()> {
 
 /// By the keys and on the layers of its last start.
 fn old(wanted: &DesiredJail, before: &Record) -> Result<DesiredJail> {
-    let jail = Jail::from_settings(&before.name, &before.settings).map_err(anyhow::Error::msg)?;
-    let layer = |id: &String| Layer { id: id.clone(), source: LayerSource::Built };
-    let root = DesiredRoot {
-        layers: before.layers.iter().map(layer).collect(),
-        host_usr: before.host_usr,
-        files: wanted.root.files.clone(),
-        etc: wanted.root.etc.clone(),
+    let started = plan::started(before).map_err(anyhow::Error::msg)?;
+    let (files, etc) = (wanted.root.files.clone(), wanted.root.etc.clone());
+    Ok(DesiredJail { root: DesiredRoot { files, etc, ..started.root }, ..started })
+}
+
+/// With the files of its last start too.
+fn last_good(before: &Record, kept: &[RootFile]) -> Result<DesiredJail> {
+    let started = plan::started(before).map_err(anyhow::Error::msg)?;
+    let file = |(target, stamp): (&PathBuf, &FileStamp)| {
+        let is_it = |file: &&RootFile| file.target == *target && digest(file) == stamp.digest;
+        kept.iter().find(is_it).cloned().with_context(|| format!("its {} is not kept", target.display()))
     };
-    Ok(DesiredJail { file: wanted.file.clone(), settings: before.settings.clone(), jail, root })
+    let files: Vec<RootFile> = before.files.iter().map(file).collect::<Result<_>>()?;
+    Ok(DesiredJail { root: DesiredRoot { files, ..started.root }, ..started })
 }

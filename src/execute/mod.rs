@@ -160,8 +160,8 @@ pub fn account(journal: &Journal, desired: &Desired, live: &mut Live, write: boo
         if jail.restarts.instance == record.instance {
             continue;
         }
-        let Some(wanted) = desired.jails.get(name) else { continue };
-        jail.restarts = jail.restarts.after(&record.instance, record.started_ms, exit, &wanted.jail.restart);
+        let Some(restart) = plan::restart_of(name, record, desired) else { continue };
+        jail.restarts = jail.restarts.after(&record.instance, record.started_ms, exit, &restart);
         if write {
             journal.write_restarts(name, &jail.restarts)?;
         }
@@ -271,12 +271,12 @@ fn remember(journal: &Journal, name: &JailName, failure: Option<&anyhow::Error>)
 fn run_half(host: &Host, desired: &Desired, action: &Action, half: Half) -> Result<Option<String>> {
     let name = &action.name;
     if half == Half::Stop {
-        return stop_half(host, action).map(|()| None);
+        return stop_half(host, desired, action).map(|()| None);
+    }
+    if action.as_before {
+        return fallback::again(host, name, desired.jails.get(name)).map(|()| None);
     }
     let wanted = desired.jails.get(name).ok_or_else(|| anyhow!("it is not defined"))?;
-    if action.as_before {
-        return fallback::again(host, wanted).map(|()| None);
-    }
     if action.kind != ActionKind::Update {
         forgive_if_changed(host, wanted)?;
         return match action.kind {
@@ -299,9 +299,13 @@ fn forgive_if_changed(host: &Host, wanted: &DesiredJail) -> Result<()> {
     }
 }
 
-fn stop_half(host: &Host, action: &Action) -> Result<()> {
+fn stop_half(host: &Host, desired: &Desired, action: &Action) -> Result<()> {
     let name = &action.name;
-    if let Some(record) = host.journal.record(name)? {
+    if let Some(mut record) = host.journal.record(name)? {
+        // Once its file has errors, the record alone tells that it is to stay down.
+        if action.kind == ActionKind::Stop && desired.jails.get(name).is_some_and(|it| !it.jail.enabled) {
+            record.settings.insert("enabled".to_owned(), false.into());
+        }
         stop(host, record)?;
     } else {
         remove_cgroup(host, name)?;

@@ -7,12 +7,12 @@ use std::path::Path;
 use anyhow::{Context, Result, anyhow, bail};
 
 use super::{Host, hook, keeper, stop, volume};
-use crate::desired::DesiredJail;
+use crate::desired::{DesiredJail, RootFile};
 use crate::jail::{Jail, JailName, OnStop};
 use crate::journal::{ids, lock};
 use crate::keeper::{Answer, Hello, PROTOCOL, Word};
 use crate::limits::{Cgroup, Needs};
-use crate::live::{RECORD_SCHEMA, Record};
+use crate::live::{FileStamp, RECORD_SCHEMA, Record};
 use crate::root::changes::OwnLower;
 use crate::spec::{RootSpec, Spec, Stdio};
 use crate::step::{Phase, START};
@@ -72,7 +72,8 @@ fn new_record(host: &Host, wanted: &DesiredJail) -> Record {
         settings: wanted.settings.clone(),
         layers: wanted.root.layers.iter().map(|layer| layer.id.clone()).collect(),
         host_usr: wanted.root.host_usr,
-        files: std::collections::BTreeMap::new(),
+        etc: wanted.root.etc.clone(),
+        files: wanted.root.files.iter().map(|file| (file.target.clone(), to_write(file))).collect(),
         keeper: None,
         init: None,
         first_id: 0,
@@ -81,6 +82,11 @@ fn new_record(host: &Host, wanted: &DesiredJail) -> Record {
         hooks_done: std::collections::BTreeSet::new(),
         instead_of: None,
     }
+}
+
+/// A file's stamp until it is written.
+fn to_write(file: &RootFile) -> FileStamp {
+    FileStamp { digest: root::files::digest(file), ..FileStamp::default() }
 }
 
 /// Different for each start: the clock and this process's number.
@@ -134,6 +140,7 @@ impl Start<'_> {
         let journal = &self.host.journal;
         let name = &self.wanted.jail.name;
         self.instance = Some(lock::instance(&journal.paths, name)?);
+        journal.write_files(name, &self.wanted.root.files)?;
         if !self.jail().security.userns {
             return crate::journal::make_directory(&journal.state_dir(name), 0o700);
         }

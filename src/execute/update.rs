@@ -45,7 +45,7 @@ pub fn update(host: &Host, wanted: &DesiredJail, action: &Action, mut record: Re
         .iter()
         .filter(|file| keys.iter().any(|key| *key == file.target.to_string_lossy()))
         .collect();
-    write_files(&files, &keys, &mut record)?;
+    write_files(host, &files, &keys, &mut record)?;
     // Before the record: what was cut off, or failed, is found and done again.
     files.iter().try_for_each(|file| follow(host, &after, &record, file))?;
     host.journal.write_record(&record)
@@ -113,9 +113,13 @@ fn names(after: &Jail, record: &Record) -> Result<()> {
 }
 
 /// Writes what changed, and forgets files that are no longer owned.
-fn write_files(files: &[&RootFile], keys: &[&str], record: &mut Record) -> Result<()> {
+fn write_files(host: &Host, files: &[&RootFile], keys: &[&str], record: &mut Record) -> Result<()> {
     let owned: Vec<RootFile> = files.iter().map(|file| (*file).clone()).collect();
     if !owned.is_empty() {
+        let mut all = host.journal.files(&record.name)?;
+        all.retain(|file| owned.iter().all(|new| new.target != file.target));
+        all.extend_from_slice(&owned);
+        host.journal.write_files(&record.name, &all)?;
         let init = record.init.ok_or_else(|| anyhow!("the jail has no init"))?;
         let root = crate::probe::root_of(init)?;
         record.files.extend(root::files::write(root.as_fd(), &owned, record.first_id)?);

@@ -5,7 +5,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::judge::{Judgement, judge, runs, stop};
-use super::{Action, ActionKind, Options, layers, order};
+use super::order::{self, Depends};
+use super::{Action, ActionKind, Options, layers};
 use crate::desired::Desired;
 use crate::jail::JailName;
 use crate::live::{JailState, Live};
@@ -14,7 +15,11 @@ type Judgements<'a> = BTreeMap<&'a JailName, Judgement>;
 
 /// The jails that `--only` leaves: those named, and what of their dependencies does not run.
 /// `None` for all.
-pub fn chosen<'a>(desired: &'a Desired, live: &Live, options: &'a Options) -> Option<BTreeSet<&'a JailName>> {
+pub fn chosen<'a>(
+    depends: &'a Depends<'_>,
+    live: &Live,
+    options: &'a Options,
+) -> Option<BTreeSet<&'a JailName>> {
     if options.only.is_empty() {
         return None;
     }
@@ -22,14 +27,14 @@ pub fn chosen<'a>(desired: &'a Desired, live: &Live, options: &'a Options) -> Op
     let mut open: Vec<&JailName> = options.only.iter().collect();
     while let Some(name) = open.pop() {
         if chosen.insert(name) {
-            open.extend(depends(desired, name).iter().filter(|other| !runs(state(live, other))));
+            open.extend(below(depends, name).iter().filter(|other| !runs(state(live, other))));
         }
     }
     Some(chosen)
 }
 
-fn depends<'a>(desired: &'a Desired, name: &JailName) -> &'a [JailName] {
-    desired.jails.get(name).map_or(&[], |wanted| &wanted.jail.depend)
+fn below<'a>(depends: &'a Depends<'_>, name: &JailName) -> &'a [JailName] {
+    depends.get(name).map_or(&[], |below| below)
 }
 
 fn state<'a>(live: &'a Live, name: &JailName) -> &'a JailState {
@@ -40,22 +45,27 @@ fn state<'a>(live: &'a Live, name: &JailName) -> &'a JailState {
 /// word on those below it.
 pub fn settle<'a>(
     mut judgements: Judgements<'a>,
-    desired: &'a Desired,
+    depends: &'a Depends<'_>,
+    desired: &Desired,
     live: &Live,
     options: &Options,
 ) -> Judgements<'a> {
-    for name in order::start_order(desired) {
-        let taken_down = going_down(name, &judgements, desired, live);
+    let starts = |judgement: &Judgement| judgement.action.as_ref().is_some_and(Action::starts);
+    for name in order::start_order(depends) {
+        // What runs by a file with errors is left as it is, whatever becomes of the others.
+        if desired.broken.contains_key(name) && !judgements.get(name).is_some_and(starts) {
+            continue;
+        }
+        let taken_down = going_down(name, &judgements, depends, live);
         if !taken_down.is_empty() {
             let judgement = judgements.remove(name).unwrap_or_else(|| judge(name, desired, live, options));
             judgements.insert(name, take_along(judgement, name, &taken_down, live));
         }
-        if let Some(below) = kept_down(name, &judgements, desired) {
+        if let Some(below) = kept_down(name, &judgements, depends) {
             follow_down(name, below, &mut judgements, desired, live, options);
         }
-        let missing = depends(desired, name).iter().find(|other| !up_after(other, &judgements, live));
+        let missing = below(depends, name).iter().find(|other| !up_after(other, &judgements, live));
         let missing = missing.map(|missing| format!("depends on {missing}, which is down"));
-        let starts = |judgement: &Judgement| judgement.action.as_ref().is_some_and(Action::starts);
         if judgements.get(name).is_some_and(starts)
             && let Some(judgement) = judgements.remove(name)
         {
@@ -74,7 +84,7 @@ pub fn settle<'a>(
 fn going_down<'a>(
     name: &JailName,
     judgements: &Judgements,
-    desired: &'a Desired,
+    depends: &'a Depends<'_>,
     live: &Live,
 ) -> Vec<&'a JailName> {
     if !matches!(state(live, name), JailState::Up | JailState::Frozen) {
@@ -85,7 +95,7 @@ fn going_down<'a>(
         let action = judgements.get(*other).and_then(|judgement| judgement.action.as_ref());
         runs(state(live, other)) && action.is_some_and(|action| action.has_stop() && action.has_start())
     };
-    depends(desired, name).iter().filter(restarts).collect()
+    below(depends, name).iter().filter(restarts).collect()
 }
 
 fn take_along(mut judgement: Judgement, name: &JailName, below: &[&JailName], live: &Live) -> Judgement {
@@ -105,9 +115,9 @@ fn take_along(mut judgement: Judgement, name: &JailName, below: &[&JailName], li
 }
 
 /// A dependency of `name` that is put down on purpose.
-fn kept_down<'a>(name: &JailName, judgements: &Judgements, desired: &'a Desired) -> Option<&'a JailName> {
+fn kept_down<'a>(name: &JailName, judgements: &Judgements, depends: &'a Depends<'_>) -> Option<&'a JailName> {
     let is_kept = |other: &&JailName| judgements.get(*other).is_some_and(|judgement| judgement.kept_down);
-    depends(desired, name).iter().find(is_kept)
+    below(depends, name).iter().find(is_kept)
 }
 
 /// As jail(8) does: what runs on a jail that is taken down is stopped before it.

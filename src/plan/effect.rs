@@ -58,7 +58,12 @@ pub(crate) fn simulate_halves(halves: &[(&Action, Half)], live: &Live, desired: 
     for (action, half) in halves {
         match (half, action.kind, desired.jails.get(&action.name)) {
             (Half::Stop, ActionKind::Remove, _) => remove(&mut live, &action.name),
-            (Half::Stop, ..) => stop(&mut live, &action.name),
+            (Half::Stop, kind, wanted) => {
+                stop(&mut live, &action.name);
+                if kind == ActionKind::Stop && wanted.is_some_and(|wanted| !wanted.jail.enabled) {
+                    disable(&mut live, &action.name);
+                }
+            }
             (Half::Start, ActionKind::Update, Some(wanted)) => update(&mut live, action, wanted),
             (Half::Start, ..) if action.as_before => start_again(&mut live, &action.name),
             (Half::Start, _, Some(wanted)) => start(&mut live, &action.name, wanted),
@@ -85,6 +90,12 @@ fn stop(live: &mut Live, name: &JailName) {
     seen.changed_files.clear();
     if let Some(record) = &mut seen.record {
         (record.stopping, record.phase) = (true, Phase::Release);
+    }
+}
+
+fn disable(live: &mut Live, name: &JailName) {
+    if let Some(record) = live.jails.get_mut(name).and_then(|seen| seen.record.as_mut()) {
+        record.settings.insert("enabled".to_owned(), false.into());
     }
 }
 
@@ -117,6 +128,7 @@ fn record(name: &JailName, wanted: &DesiredJail, now_ms: u64) -> Record {
         settings: wanted.settings.clone(),
         layers: wanted.root.layers.iter().map(|layer| layer.id.clone()).collect(),
         host_usr: wanted.root.host_usr,
+        etc: wanted.root.etc.clone(),
         files: wanted
             .root
             .files

@@ -3,11 +3,11 @@
 
 use std::fmt;
 
-use super::{Action, ActionKind, Change, Options, Postponed, compare, layers, volume};
+use super::{Action, ActionKind, Change, Options, Postponed, before, compare, volume};
 use crate::desired::{Desired, DesiredJail, HostConfig};
 use crate::jail::{JailName, RestartPolicy};
 use crate::keys::Cost;
-use crate::live::{Exit, JailState, Live, LiveJail};
+use crate::live::{Exit, JailState, Live, LiveJail, Record};
 
 /// What was found for one jail.
 #[derive(Clone, Debug, Default)]
@@ -57,12 +57,13 @@ pub fn judge(name: &JailName, desired: &Desired, live: &Live, options: &Options)
     if let Some(reason) = &seen.unreadable {
         return refuse(reason.clone());
     }
-    let thrown_away = seen.record.as_ref().is_some_and(|record| record.file.as_os_str().is_empty());
-    if let Some(reason) = desired.broken.get(name) {
-        // What was stopped by hand stops by the definition it was started with.
-        let stops = seen.held && !thrown_away && seen.state != JailState::Down;
-        return if stops { keep_down(name, seen, Reason::Held) } else { refuse(reason.clone()) };
+    if seen.busy {
+        return refuse("another command works on it".to_owned());
     }
+    if let Some(reason) = desired.broken.get(name) {
+        return judge_broken((name, reason), (seen, live), &desired.host, options);
+    }
+    let thrown_away = seen.record.as_ref().is_some_and(Record::is_throw_away);
     match desired.jails.get(name) {
         Some(_) if thrown_away && seen.state != JailState::Down => {
             refuse("a jail of `stockade run` has this name".to_owned())
@@ -87,6 +88,25 @@ fn act(action: Action) -> Judgement {
     Judgement { action: Some(action), ..Judgement::default() }
 }
 
+/// What runs goes on, and is left as it is; what was stopped by hand stops by the definition that it
+/// was started with; and by that one, the last that was good, what has ended starts again.
+fn judge_broken(
+    (name, why): (&JailName, &str),
+    (seen, live): (&LiveJail, &Live),
+    host: &HostConfig,
+    options: &Options,
+) -> Judgement {
+    let thrown_away = seen.record.as_ref().is_some_and(Record::is_throw_away);
+    if seen.held && !thrown_away && seen.state != JailState::Down {
+        return keep_down(name, seen, Reason::Held);
+    }
+    let Some(wanted) = before::last_good(seen, live) else { return refuse(why.to_owned()) };
+    if let Some(reason) = unenforceable(&wanted, live) {
+        return refuse(reason);
+    }
+    before::by_last_good(by_wish((name, &wanted), (seen, live), host, Vec::new(), options), why)
+}
+
 fn judge_wanted(
     (name, wanted): (&JailName, &DesiredJail),
     (seen, live): (&LiveJail, &Live),
@@ -99,19 +119,15 @@ fn judge_wanted(
     {
         return refuse(reason);
     }
-    let as_before = layers::runs_as_before(wanted, seen, live, options);
-    let mut changes = Vec::new();
-    if !as_before {
-        changes.extend(seen.record.iter().flat_map(|record| compare::changes(record, wanted)));
-        volume::weigh(&mut changes, wanted, seen, live);
+    if before::waits_for_layers(wanted, seen, live, options) {
+        let judgement = by_wish((name, wanted), (seen, live), host, Vec::new(), options);
+        return before::by_old_layers(judgement, wanted, live);
     }
-    let judgement = match wish(wanted, seen, !changes.is_empty(), live.now_ms) {
-        Wish::Up => bring_up((name, wanted), (seen, live), host, changes, options),
-        Wish::Later(at_ms) => wait(name, seen, at_ms, live.now_ms),
-        Wish::Down(reason) => keep_down(name, seen, reason),
-    };
+    let mut changes: Vec<Change> =
+        seen.record.iter().flat_map(|record| compare::changes(record, wanted)).collect();
+    volume::weigh(&mut changes, wanted, seen, live);
+    let judgement = by_wish((name, wanted), (seen, live), host, changes, options);
     match &seen.record {
-        _ if as_before => layers::as_before(judgement, wanted, live),
         Some(record) if runs(&seen.state) && compare::gave_up(record, wanted) => {
             let changes = compare::differences(record, wanted);
             let reason = "it did not come up with this, and runs as before".to_owned();
@@ -119,6 +135,20 @@ fn judge_wanted(
             Judgement { postponed: Some(late), ..judgement }
         }
         _ => judgement,
+    }
+}
+
+fn by_wish(
+    (name, wanted): (&JailName, &DesiredJail),
+    (seen, live): (&LiveJail, &Live),
+    host: &HostConfig,
+    changes: Vec<Change>,
+    options: &Options,
+) -> Judgement {
+    match wish(wanted, seen, !changes.is_empty(), live.now_ms) {
+        Wish::Up => bring_up((name, wanted), (seen, live), host, changes, options),
+        Wish::Later(at_ms) => wait(name, seen, at_ms, live.now_ms),
+        Wish::Down(reason) => keep_down(name, seen, reason),
     }
 }
 

@@ -4,7 +4,7 @@ use super::judge::{Judgement, runs};
 use super::{Action, Options};
 use crate::desired::{Desired, DesiredJail, Layer, LayerSource};
 use crate::jail::JailName;
-use crate::live::{JailState, Live, LiveJail, Record};
+use crate::live::Live;
 
 /// The template of a jail that has to be built before the jail can start. The layer around the
 /// host's own /usr does not count: it is made within a start.
@@ -25,30 +25,7 @@ pub fn build_failure<'d>(wanted: &'d DesiredJail, live: &'d Live) -> Option<(&'d
     Some((template, why))
 }
 
-/// Whether a jail that has ended is to run again as it did before: for as long as what it is to lie
-/// on now waits to be built, which may take long, or never come to a good end.
-pub fn runs_as_before(wanted: &DesiredJail, seen: &LiveJail, live: &Live, options: &Options) -> bool {
-    let is_there = |record: &Record| {
-        !record.layers.is_empty() && record.layers.iter().all(|id| live.layers.contains(id))
-    };
-    options.waits_for_layers
-        && matches!(seen.state, JailState::Exited(_))
-        && seen.record.as_ref().is_some_and(is_there)
-        && unbuilt(wanted, live).is_some()
-}
-
-pub fn as_before(judgement: Judgement, wanted: &DesiredJail, live: &Live) -> Judgement {
-    let template = unbuilt(wanted, live).unwrap_or_default();
-    let reason = format!("on its old layers: its template `{template}` {}", waits(wanted, live));
-    let action = judgement.action.map(|action| Action {
-        as_before: action.starts(),
-        reason: if action.starts() { Some(reason) } else { action.reason },
-        ..action
-    });
-    Judgement { action, unbuilt: Some(template.to_owned()), ..judgement }
-}
-
-fn waits(wanted: &DesiredJail, live: &Live) -> &'static str {
+pub fn waits(wanted: &DesiredJail, live: &Live) -> &'static str {
     if is_being_built(wanted, live) { "is being built" } else { "waits to be built" }
 }
 

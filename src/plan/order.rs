@@ -1,6 +1,7 @@
 //! What waits for what. Edges follow one ranking of all jails, so that no circle of waits can
 //! come out, even from definitions or records that hold one.
 
+use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::Action;
@@ -11,13 +12,23 @@ use crate::live::Live;
 /// For each jail, those it depends on.
 type Graph<'a> = BTreeMap<&'a JailName, BTreeSet<&'a JailName>>;
 
-/// All desired jails, each after those it depends on.
-pub fn start_order(desired: &Desired) -> Vec<&JailName> {
-    sort(&desired_graph(desired))
+/// What each jail depends on: as its file says, or where that has errors as its last start did.
+pub type Depends<'a> = BTreeMap<&'a JailName, Cow<'a, [JailName]>>;
+
+pub fn depends<'a>(desired: &'a Desired, live: &Live) -> Depends<'a> {
+    let recorded = |name: &JailName| Some(depends_of(&live.jails.get(name)?.record.as_ref()?.settings));
+    let broken = desired.broken.keys().filter_map(|name| Some((name, Cow::Owned(recorded(name)?))));
+    let wanted = desired.jails.iter().map(|(name, wanted)| (name, wanted.jail.depend.as_slice().into()));
+    broken.chain(wanted).collect()
 }
 
-fn desired_graph(desired: &Desired) -> Graph<'_> {
-    desired.jails.iter().map(|(name, wanted)| (name, wanted.jail.depend.iter().collect())).collect()
+/// All jails, each after those it depends on.
+pub fn start_order<'d>(depends: &'d Depends<'_>) -> Vec<&'d JailName> {
+    sort(&graph(depends))
+}
+
+fn graph<'d>(depends: &'d Depends<'_>) -> Graph<'d> {
+    depends.iter().map(|(name, below)| (*name, below.iter().collect())).collect()
 }
 
 /// Sorts by dependency, then by name. The jails of a circle, and those above it, come last.
@@ -59,7 +70,7 @@ fn edges<'a>(graph: &Graph<'a>) -> Vec<(&'a JailName, &'a JailName)> {
 
 /// Fills in the waits: starts by what the definitions say, stops by what the running jails were
 /// started with.
-pub fn connect(actions: &mut [Action], desired: &Desired, live: &Live) {
+pub fn connect(actions: &mut [Action], depends: &Depends<'_>, desired: &Desired, live: &Live) {
     if actions.is_empty() {
         return;
     }
@@ -67,7 +78,7 @@ pub fn connect(actions: &mut [Action], desired: &Desired, live: &Live) {
     let stopping: BTreeSet<JailName> = names(actions, Action::has_stop);
     let at: BTreeMap<JailName, usize> =
         actions.iter().enumerate().map(|(at, action)| (action.name.clone(), at)).collect();
-    for (name, below) in edges(&desired_graph(desired)) {
+    for (name, below) in edges(&graph(depends)) {
         if starting.contains(name) && starting.contains(below) {
             actions[at[name]].start_after.push(below.clone());
         }

@@ -147,6 +147,7 @@ fn record(jail: DesiredJail, name: &JailName, run: bool, stopping: bool) -> Reco
         settings: jail.settings,
         layers: jail.root.layers.iter().map(|layer| layer.id.clone()).collect(),
         host_usr: jail.root.host_usr,
+        etc: jail.root.etc,
         files: jail.root.files.iter().map(|file| (file.target.clone(), stamp(file))).collect(),
         keeper: None,
         init: None,
@@ -208,6 +209,7 @@ fn seen() -> impl Strategy<Value = Seen> {
                 has_data,
                 volume: has_data.then(Held::overlay),
                 unreadable: None,
+                busy: false,
             };
             Seen { jail, record, run, stopping }
         },
@@ -218,9 +220,15 @@ fn case() -> impl Strategy<Value = (Desired, Live)> {
     (desired(), btree_map(name(), seen(), 0..6), prop::bool::weighted(0.1)).prop_map(
         |(desired, seen, refuses)| {
             let jails = seen.into_iter().map(|(name, seen)| live_jail(name, seen, &desired)).collect();
+            let layers = BTreeSet::from(["sha256-1".to_owned()]);
             let refused = refuses.then(|| ("limits.processes".to_owned(), "no pids controller".to_owned()));
-            let live =
-                Live { jails, refused: refused.into_iter().collect(), now_ms: NOW_MS, ..Live::default() };
+            let live = Live {
+                jails,
+                layers,
+                refused: refused.into_iter().collect(),
+                now_ms: NOW_MS,
+                ..Live::default()
+            };
             (desired, live)
         },
     )
@@ -298,7 +306,9 @@ proptest! {
             let seen = live.jails.get(&action.name);
             // But for what was stopped by hand.
             let held = seen.is_some_and(|seen| seen.held) && action.kind == ActionKind::Stop;
-            prop_assert!(held || !desired.broken.contains_key(&action.name));
+            let runs = seen.is_some_and(|seen| super::judge::runs(&seen.state));
+            let as_before = action.as_before || !action.has_start();
+            prop_assert!(held || !desired.broken.contains_key(&action.name) || !runs && as_before);
             let run = seen.and_then(|seen| seen.record.as_ref()).is_some_and(|r| r.file.as_os_str().is_empty());
             prop_assert!(!run || seen.is_some_and(|seen| seen.state == JailState::Down));
             let refused = desired.jails.get(&action.name).is_some_and(|wanted| {
@@ -333,7 +343,7 @@ proptest! {
         let order: Vec<_> = plan.halves().into_iter().map(|(action, half)| (&action.name, half)).collect();
         let at = |name: &JailName, half| order.iter().position(|step| *step == (name, half));
         for action in plan.actions.iter().filter(|action| action.starts()) {
-            for below in &desired.jails[&action.name].jail.depend {
+            for below in super::order::depends(&desired, &live)[&action.name].iter() {
                 prop_assert!(super::judge::runs(&after.jails[below].state), "{} without {below}", action.name);
                 if action.start_after.contains(below) {
                     let (below, own) = (at(below, super::Half::Start), at(&action.name, super::Half::Start));

@@ -38,6 +38,7 @@ fn record() -> Record {
         settings: settings(),
         layers: Vec::new(),
         host_usr: false,
+        etc: Vec::new(),
         files: BTreeMap::new(),
         keeper: None,
         init: Some(Process { pid: 4321, start_time: 7 }),

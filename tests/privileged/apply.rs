@@ -2,7 +2,9 @@
 
 use std::process::Stdio;
 
-use crate::machine::Machine;
+use rustix::process::Signal;
+
+use crate::machine::{Machine, kill, wait_gone};
 
 pub const SLEEP: &str = "template = \"host\"\n[exec]\ncommand = [\"sleep\", \"1000\"]\n";
 
@@ -50,6 +52,71 @@ fn a_broken_file_leaves_its_jail_and_the_others_up() {
     assert!(said.contains("did you mean `command`"), "{said}");
     assert_eq!((machine.pid("a"), machine.state_of("b").as_str()), (pid, "running"));
     assert_eq!(machine.state_of("c"), "running", "the rest is applied");
+}
+
+/// A jail that keeps nothing of its own, with a rendered file that its program needs.
+pub fn with_a_rendered_file(machine: &Machine) -> String {
+    let base = "[base]\nhost = true\n";
+    let file = "[[file]]\nsource = 'word.tera'\ntarget = '/srv/word'\non_change = 'none'\n";
+    machine.write("templates/word/word.tera", "{{ vars.word }}\n");
+    machine.write("templates/word/template.toml", &format!("{base}{file}"));
+    let (fail, words) =
+        (machine.path().join("fail"), "command = ['sh', '-c', 'cat /srv/word && sleep 1000']");
+    let exec = format!("[exec]\n{words}\nprestart = [\"test ! -e '{}'\"]\n", fail.display());
+    let rest = "[root]\non_stop = 'discard'\n[restart]\ndelay = '100ms'\n[vars]\nword = 'one'\n";
+    format!("template = 'word'\n{exec}{rest}")
+}
+
+#[test]
+fn a_file_with_errors_keeps_no_crashed_jail_down() {
+    let Some(machine) = Machine::new() else { return };
+    let good = with_a_rendered_file(&machine);
+    machine.jail("web", &good);
+    machine.jail("app", &format!("depend = ['web']\n{SLEEP}"));
+    machine.good(&["apply"]);
+    // What the file said in between was applied, and is the last good definition.
+    machine.jail("web", &good.replace("one", "two"));
+    machine.good(&["apply"]);
+    let first = machine.pid("web");
+    machine.jail("web", &format!("{good}three\n"));
+    kill(first, Signal::KILL);
+    wait_gone(first);
+    machine.wait_until("it runs again", || {
+        let said = machine.status(&["apply"], 3);
+        let is_told = said.contains("as it ran before: ") && said.contains("web.toml:11:6: ");
+        assert!(is_told || said.contains("starts again in"), "{said}");
+        machine.state_of("web") == "running"
+    });
+    assert_ne!(machine.pid("web"), first);
+    assert_eq!(machine.good(&["exec", "web", "--", "cat", "/srv/word"]), "two\n");
+    assert!(machine.status(&["plan"], 3).contains("No changes."));
+    // By hand it stops, and does not start.
+    for verb in ["start", "restart"] {
+        let said = machine.status(&[verb, "web"], 3);
+        assert!(said.contains("web: its file has errors: ") && said.contains("web.toml:11:6: "), "{said}");
+    }
+    // So it is of what depends on it.
+    let app = machine.pid("app");
+    kill(app, Signal::KILL);
+    wait_gone(app);
+    machine.wait_until("it runs again too", || {
+        machine.status(&["apply"], 3);
+        machine.state_of("app") == "running"
+    });
+    machine.good(&["stop", "web"]);
+    machine.status(&["start", "web"], 3);
+    machine.status(&["apply"], 3);
+    assert_eq!(machine.state_of("web"), "config-error", "stopped by hand");
+    machine.status(&["start", "app"], 3);
+    machine.jail("web", &good);
+    machine.good(&["start", "app"]);
+    assert_eq!(machine.good(&["exec", "web", "--", "cat", "/srv/word"]), "one\n");
+    // Disabled is the last that was good.
+    machine.jail("web", &format!("enabled = false\n{good}"));
+    machine.good(&["apply"]);
+    machine.jail("web", "three\n");
+    machine.status(&["apply"], 3);
+    assert_eq!(machine.state_of("web"), "config-error");
 }
 
 #[test]

@@ -6,7 +6,7 @@ use std::process::Stdio;
 
 use rustix::process::Signal;
 
-use crate::apply::SLEEP;
+use crate::apply::{SLEEP, with_a_rendered_file};
 use crate::machine::{Machine, kill, pid_of, wait_gone};
 
 /// A page with a variable, rendered into a jail with an address and a limit.
@@ -56,6 +56,33 @@ pub fn wait_running(machine: &Machine, name: &str) {
 /// The keeper's pid of the jail's record.
 fn keeper(machine: &Machine, name: &str) -> i32 {
     i32::try_from(machine.record(name)["keeper"]["pid"].as_i64().unwrap()).unwrap()
+}
+
+#[test]
+fn a_jail_that_dies_while_its_file_has_errors_runs_again_as_before() {
+    let Some(mut machine) = Machine::new() else { return };
+    let good = with_a_rendered_file(&machine);
+    machine.jail("web", &good);
+    start(&mut machine, &[]);
+    wait_running(&machine, "web");
+    machine.jail("web", &format!("{good}two\n"));
+    machine.wait_until("it is told", || log(&machine).contains("web.toml:11:4: "));
+    let (first, fail) = (machine.pid("web"), machine.path().join("fail"));
+    // Its hook fails at first, which is not the end of it either.
+    std::fs::write(&fail, "").unwrap();
+    kill(first, Signal::KILL);
+    machine.wait_until("it fails", || log(&machine).contains("error: web: "));
+    std::fs::remove_file(&fail).unwrap();
+    signal(&machine, Signal::HUP);
+    wait_running(&machine, "web");
+    assert_ne!(machine.pid("web"), first);
+    assert_eq!(machine.good(&["exec", "web", "--", "cat", "/srv/word"]), "one\n");
+    let said = log(&machine);
+    assert!(said.contains("web: started: as it ran before: ") && said.contains("web.toml:11:4: "), "{said}");
+    let second = machine.pid("web");
+    machine.jail("web", &good);
+    machine.wait_until("it is told", || log(&machine).contains("without errors again"));
+    assert_eq!(machine.pid("web"), second, "mended, it is what runs");
 }
 
 #[test]

@@ -156,6 +156,11 @@ fn schema_manual_and_completions_are_whole() {
     let place = Place::new();
     let schema: Value = serde_json::from_str(&place.call(&["schema"]).out).expect("JSON");
     assert!(schema["properties"]["limits"]["properties"]["memory"].is_object());
+    for (of, key) in [("jail", "limits"), ("template", "base"), ("host", "bridge")] {
+        let schema: Value = serde_json::from_str(&place.call(&["schema", of]).out).expect("JSON");
+        assert!(schema["properties"][key].is_object(), "{of}");
+    }
+    assert_eq!(place.call(&["schema", "jial"]).status, 2);
     assert!(place.call(&["man"]).out.contains(".It Cm limits.memory\n"));
     for shell in ["bash", "elvish", "fish", "powershell", "zsh"] {
         let said = place.call(&["completions", shell]);
@@ -178,6 +183,8 @@ fn a_completion_knows_jails_templates_and_keys() {
     check(&["stockade", "show", "w"], "web");
     check(&["stockade", "run", ""], "host");
     check(&["stockade", "explain", "limits.m"], "limits.memory");
+    check(&["stockade", "explain", "base.d"], "base.directory");
+    check(&["stockade", "schema", "t"], "template");
     check(&["stockade", "des"], "destroy");
 }
 

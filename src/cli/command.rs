@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, Parser, Subcommand, ValueEnum};
 use clap_complete::ArgValueCandidates;
 
 use super::{
@@ -91,8 +91,8 @@ pub enum Command {
     Doctor,
     /// Explain a key of the definition files
     Explain(Explain),
-    /// Print the JSON schema of a jail's file
-    Schema,
+    /// Print the JSON schema of a file, for editors
+    Schema(Schema),
     /// Print the part of stockade.toml(5) that lists the keys
     #[command(hide = true)]
     Man,
@@ -182,6 +182,24 @@ pub struct Explain {
     /// Without one: all keys, a line each
     #[arg(add = ArgValueCandidates::new(complete::keys))]
     pub key: Option<String>,
+}
+
+#[derive(Debug, Args)]
+pub struct Schema {
+    /// Whose file
+    #[arg(value_enum, default_value_t)]
+    pub of: SchemaOf,
+}
+
+#[derive(Clone, Copy, Debug, Default, ValueEnum)]
+pub enum SchemaOf {
+    /// One in jails.d
+    #[default]
+    Jail,
+    /// A template's template.toml
+    Template,
+    /// stockade.toml
+    Host,
 }
 
 #[derive(Debug, Args)]

@@ -48,7 +48,7 @@ pub fn templates() -> Vec<CompletionCandidate> {
 
 pub fn keys() -> Vec<CompletionCandidate> {
     let candidate = |key: &keys::Key| CompletionCandidate::new(key.name).help(Some(key.doc.into()));
-    keys::KEYS.iter().map(candidate).collect()
+    super::reference::all().map(candidate).collect()
 }
 
 /// What lies in a directory of the configuration; nothing where it cannot be read. The line that

@@ -102,7 +102,7 @@ fn dispatch(options: &Options, command: &Command) -> anyhow::Result<i32> {
         Command::Template(template) => template::template(options, template),
         Command::Doctor => Ok(doctor::doctor(options)),
         Command::Explain(explain) => reference::explain(options, explain.key.as_deref()),
-        Command::Schema => Ok(reference::schema()),
+        Command::Schema(schema) => Ok(reference::schema(schema.of)),
         Command::Man => Ok(reference::man()),
         Command::Completions(completions) => complete::script(completions.shell),
     }

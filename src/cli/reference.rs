@@ -4,9 +4,10 @@ use anyhow::{Result, bail};
 use comfy_table::{Table, presets};
 use serde_json::{Value, json};
 
+use super::command::SchemaOf;
 use super::{DONE, Options, output};
 use crate::diagnostic;
-use crate::keys::{self, BASE_KEYS, HOST_KEYS, KEYS, Key};
+use crate::keys::{self, FILE_KEYS, HOST_KEYS, KEYS, Key, TEMPLATE_KEYS};
 
 /// One key in full, the keys of a table in short, or all keys a line each.
 pub fn explain(options: &Options, name: Option<&str>) -> Result<i32> {
@@ -24,9 +25,13 @@ pub fn explain(options: &Options, name: Option<&str>) -> Result<i32> {
     Ok(DONE)
 }
 
+/// The keys of jails, of the host and of templates.
+pub fn all() -> impl Iterator<Item = &'static Key> {
+    KEYS.iter().chain(HOST_KEYS).chain(TEMPLATE_KEYS).chain(FILE_KEYS)
+}
+
 /// The rows by name, or of a table by its name; all without one.
 fn chosen(name: Option<&str>) -> Result<Vec<&'static Key>> {
-    let all = || KEYS.iter().chain(HOST_KEYS).chain(BASE_KEYS);
     let Some(name) = name else { return Ok(all().collect()) };
     let rows: Vec<&Key> = all().filter(|key| key.name == name || key.table() == name).collect();
     if rows.is_empty() {
@@ -36,7 +41,6 @@ fn chosen(name: Option<&str>) -> Result<Vec<&'static Key>> {
 }
 
 fn unknown(name: &str) -> String {
-    let all = || KEYS.iter().chain(HOST_KEYS).chain(BASE_KEYS);
     let known = all().map(|key| key.name).chain(all().map(Key::table));
     // Who knows a key's name need not know its table.
     let leaf = || all().find(|key| key.leaf() == name).map(|key| format!("did you mean `{}`?", key.name));
@@ -65,14 +69,18 @@ fn table() -> String {
     for key in HOST_KEYS {
         table.add_row([key.name, key.kind.noun(), key.default, "stockade.toml"]);
     }
-    for key in BASE_KEYS {
+    for key in TEMPLATE_KEYS.iter().chain(FILE_KEYS) {
         table.add_row([key.name, key.kind.noun(), key.default, "template.toml"]);
     }
     output::plain(&mut table)
 }
 
-pub fn schema() -> i32 {
-    output::json_text(&keys::schema());
+pub fn schema(of: SchemaOf) -> i32 {
+    output::json_text(&match of {
+        SchemaOf::Jail => keys::jail_schema(),
+        SchemaOf::Template => keys::template_schema(),
+        SchemaOf::Host => keys::host_schema(),
+    });
     DONE
 }
 
@@ -102,6 +110,6 @@ mod tests {
         let limits = chosen(Some("limits")).unwrap();
         assert!(limits.len() > 5 && limits.iter().all(|key| key.name.starts_with("limits.")));
         assert_eq!(chosen(Some("limits.memory")).unwrap().len(), 1);
-        assert_eq!(table().lines().count(), KEYS.len() + HOST_KEYS.len() + BASE_KEYS.len() + 1);
+        assert_eq!(table().lines().count(), all().count() + 1);
     }
 }

@@ -134,7 +134,7 @@ fn by_kind(name: &str, kind: Kind, raw: &Raw, report: &mut Report<'_>) -> Option
         Kind::List { of, min, max } => list(name, of, (min, max), raw, report),
         Kind::Tables(rows) => rows::tables(name, rows, raw, report),
         // Written member by member; see `normalise_member`.
-        Kind::StringMap | Kind::Rlimits | Kind::Vars | Kind::Jail => free(raw, report),
+        Kind::StringMap | Kind::Rlimits | Kind::Vars | Kind::Jail | Kind::OnChange => free(raw, report),
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::fmt::Write as _;
 
-use super::{Built, Cost, HOST_KEYS, KEYS, Key, Kind, table};
+use super::{Built, Cost, FILE_KEYS, HOST_KEYS, KEYS, Key, Kind, TEMPLATE_KEYS, table};
 
 /// What `explain` prints: one key in full, or the keys of a table (`limits`) in short.
 pub fn explain(name: &str) -> Option<String> {
@@ -83,8 +83,10 @@ pub fn man() -> String {
     }
     out.push_str(".Sh HOST KEYS\n");
     list(&mut out, HOST_KEYS);
-    out.push_str(".Ss Keys of a template's base, for archives\n");
-    list(&mut out, table::BASE_KEYS);
+    out.push_str(".Sh TEMPLATE KEYS\n");
+    list(&mut out, TEMPLATE_KEYS);
+    out.push_str(".Ss Keys of each table of file\n");
+    list(&mut out, FILE_KEYS);
     out
 }
 

@@ -7,6 +7,7 @@ mod explain;
 mod schema;
 mod show;
 mod table;
+mod template;
 
 use std::collections::HashMap;
 use std::sync::LazyLock;
@@ -14,9 +15,10 @@ use std::sync::LazyLock;
 use serde::{Deserialize, Serialize};
 
 pub use explain::{explain, man};
-pub use schema::schema;
+pub use schema::{host_schema, jail_schema, template_schema};
 pub use show::{show, toml_text};
-pub use table::{BASE_KEYS, HOST_KEYS, KEYS};
+pub use table::{HOST_KEYS, KEYS};
+pub use template::{FILE_KEYS, TEMPLATE_KEYS, VARIANTS};
 
 /// What a change of a key costs a running jail, cheapest first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -107,6 +109,8 @@ pub enum Kind {
     Vars,
     /// A whole set of jail keys, in stockade.toml.
     Jail,
+    /// What follows a changed file, in template.toml.
+    OnChange,
 }
 
 /// What one string may be.
@@ -155,6 +159,7 @@ impl Kind {
             Kind::Tables(_) => "a list of tables",
             Kind::Vars => "a table of anything",
             Kind::Jail => "a table of jail keys",
+            Kind::OnChange => "\"restart\", \"none\" or { reload = [\"command\", …] }",
         }
     }
 }
@@ -203,6 +208,14 @@ static NAMES: LazyLock<HashMap<&'static str, Option<&'static Key>>> = LazyLock::
     let tables = KEYS.iter().map(|key| (key.table(), None)).filter(|(table, _)| !table.is_empty());
     tables.chain(KEYS.iter().map(|key| (key.name, Some(key)))).collect()
 });
+
+/// What may be written right inside `table`, keys and inner tables.
+pub fn words(rows: &'static [Key], table: &str) -> Vec<&'static str> {
+    let below = rows.iter().filter_map(|key| schema::below(key.name, table));
+    let mut words: Vec<&str> = below.map(|rest| rest.split('.').next().unwrap_or(rest)).collect();
+    words.dedup();
+    words
+}
 
 /// The row of a jail key by its dotted name.
 pub fn find(name: &str) -> Option<&'static Key> {

@@ -1,17 +1,18 @@
 //! The rows themselves, in the order of the man page.
 
+use super::template::{FILE_KEYS, TEMPLATE_KEYS};
 use super::{Built, Cost, Key, Kind, Word};
 
 const KIB: u64 = 1 << 10;
 const MIB: u64 = 1 << 20;
 /// The largest size: what a TOML integer and a kernel offset can both hold.
 const SIZE_MAX: u64 = i64::MAX as u64;
-const SECOND: u64 = 1_000;
+pub(super) const SECOND: u64 = 1_000;
 const DAY: u64 = 86_400 * SECOND;
 const YEAR: u64 = 366 * DAY;
 /// How long lists may be.
-const LINES_MAX: usize = 100;
-const ARGUMENTS_MAX: usize = 1_000;
+pub(super) const LINES_MAX: usize = 100;
+pub(super) const ARGUMENTS_MAX: usize = 1_000;
 /// The resolver reads no more (resolv.conf(5), MAXNS and MAXDNSRCH).
 const NAME_SERVERS_MAX: usize = 3;
 const SEARCH_MAX: usize = 6;
@@ -25,7 +26,7 @@ const RATE: Kind = Kind::Size { min: KIB, max: SIZE_MAX };
 const LINES: Kind = Kind::List { of: Word::Line, min: 0, max: LINES_MAX };
 const OPERATIONS: Kind = Kind::Count { min: 1, max: 1_000_000_000 };
 
-const fn key(
+pub(super) const fn key(
     name: &'static str,
     kind: Kind,
     default: &'static str,
@@ -42,7 +43,13 @@ const fn unbuilt(key: Key, built: Built) -> Key {
 
 /// Every row there is, those of the host, of templates and of inner tables too.
 pub fn all() -> impl Iterator<Item = &'static Key> {
-    KEYS.iter().chain(MOUNT_KEYS).chain(IO_KEYS).chain(SNAPSHOT_KEYS).chain(BASE_KEYS).chain(HOST_KEYS)
+    KEYS.iter()
+        .chain(MOUNT_KEYS)
+        .chain(IO_KEYS)
+        .chain(SNAPSHOT_KEYS)
+        .chain(TEMPLATE_KEYS)
+        .chain(FILE_KEYS)
+        .chain(HOST_KEYS)
 }
 
 // Three lines a row read as a table; one argument a line would not.
@@ -233,17 +240,6 @@ pub const IO_KEYS: &[Key] = &[
         "Reads a second."), Built::Nothing),
     unbuilt(key("limits.io.write_ops", OPERATIONS, "no limit", Cost::Live, "wiops",
         "Writes a second."), Built::Nothing),
-];
-
-/// What `[base]` of a template keeps of the entries of an archive: beside `tar`, `oci` and `changes`.
-#[rustfmt::skip]
-pub const BASE_KEYS: &[Key] = &[
-    key("base.setuid", Kind::Bool, "true", Cost::Rebuild, "S_ISUID and S_ISGID of files in a layer",
-        "Whether files of the archive keep their set-user-ID and set-group-ID bits, which reach no further than the jail's own users, and nowhere without new privileges."),
-    key("base.devices", Kind::Bool, "false", Cost::Rebuild, "mknod(2) in a layer, seen through mounts with nodev",
-        "Whether device nodes and FIFOs of the archive are kept; the nodes are there to be seen and copied, and cannot be opened."),
-    key("base.capabilities", Kind::Bool, "false", Cost::Rebuild, "the attribute security.capability of files in a layer",
-        "Whether files of the archive keep their capabilities, which are those of the jail's own user namespace and within `security.capabilities`, and count for nothing without new privileges."),
 ];
 
 /// The keys of stockade.toml; `*` is a name of the user's. Costs are those for the jails.

@@ -181,7 +181,7 @@ fn written(key: &'static Key) -> BoxedStrategy<String> {
             };
             Just(tables.to_owned()).boxed()
         }
-        Kind::Jail => unreachable!("no jail key holds jail keys"),
+        Kind::Jail | Kind::OnChange => unreachable!("no jail key holds such"),
     }
 }
 

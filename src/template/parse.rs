@@ -20,6 +20,7 @@ use super::image::Image;
 use super::{EntryKind, Template, TemplateEntry, TemplateFile, exact};
 use crate::desired::{CopiedFile, CopiedKind, OnChange};
 use crate::diagnostic::{Diagnostic, did_you_mean};
+use crate::keys::{self, FILE_KEYS, TEMPLATE_KEYS};
 
 /// The longest target path of a file, in bytes.
 const TARGET_BYTES_MAX: usize = 1024;
@@ -27,7 +28,6 @@ const TARGET_BYTES_MAX: usize = 1024;
 const MOUNTED_OVER: &[&str] = &["/proc", "/sys", "/dev"];
 /// The largest id inside a jail, whose range holds 65,536.
 const ID_MAX: u32 = 65_535;
-const FILE_KEYS: &[&str] = &["source", "target", "mode", "owner", "group", "on_change"];
 
 type Table<'t> = DeTable<'t>;
 type Item<'t> = Spanned<DeValue<'t>>;
@@ -45,7 +45,7 @@ pub fn parse(file: &Path, text: &str, entries: &[TemplateEntry]) -> (Option<Temp
         return (None, reader.wrong);
     }
     let document = document.into_inner();
-    reader.only(&document, &["base", "build", "file"]);
+    reader.only(&document, &keys::words(TEMPLATE_KEYS, ""));
     let build = reader.build(&document);
     let base = reader.base(&document);
     let own = reader.files(&document, entries);
@@ -156,7 +156,7 @@ impl Reader<'_> {
         table: &Table<'_>,
         entries: &BTreeMap<&Path, &'e TemplateEntry>,
     ) -> Option<(&'e TemplateEntry, TemplateFile)> {
-        self.only(table, FILE_KEYS);
+        self.only(table, &keys::words(FILE_KEYS, "file"));
         let mode = table.get("mode").map(|mode| self.mode(mode));
         let uid = table.get("owner").map_or(Some(0), |owner| self.id(owner));
         let gid = table.get("group").map_or(Some(0), |group| self.id(group));

@@ -9,6 +9,7 @@ use toml::Spanned;
 use super::{Item, Reader, Table};
 use crate::desired::{Blob, Kept};
 use crate::diagnostic::Diagnostic;
+use crate::keys::{self, TEMPLATE_KEYS};
 use crate::template::image::Run;
 use crate::template::{Base, hex};
 
@@ -49,8 +50,7 @@ impl Reader<'_> {
             self.mismatch(item, "a table");
             return None;
         };
-        let known: Vec<&str> = BASES.iter().chain(QUALIFIERS.iter().map(|(key, _)| key)).copied().collect();
-        self.only(table, &known);
+        self.only(table, &keys::words(TEMPLATE_KEYS, "base"));
         // An import may bring layers over the host's own /usr.
         let is_base = |key: &str| BASES.contains(&key) && (key != "layers" || !table.contains_key("host"));
         let mut given = table.iter().filter(|(key, _)| is_base(key.get_ref()));

@@ -3,9 +3,9 @@
 use toml::de::DeValue;
 
 use super::{Item, Reader, Table};
+use crate::keys::{self, TEMPLATE_KEYS};
 use crate::template::Lines;
 
-const KEYS: &[&str] = &["run", "network", "env", "timeout"];
 /// How many lines, and the bytes of one.
 const LINES_MAX: usize = 100;
 const LINE_BYTES_MAX: usize = 64 << 10;
@@ -19,7 +19,7 @@ impl Reader<'_> {
             self.mismatch(build, "a table");
             return None;
         };
-        self.only(table, KEYS);
+        self.only(table, &keys::words(TEMPLATE_KEYS, "build"));
         let Some(run) = table.get("run") else {
             self.at(build.span(), "`run` is missing");
             return None;

@@ -5,11 +5,8 @@ use toml::de::DeValue;
 
 use super::{Item, Reader, Table};
 use crate::desired::Debootstrap;
+use crate::keys::{self, TEMPLATE_KEYS, VARIANTS};
 
-const KEYS: &[&str] = &["suite", "variant", "include", "mirror", "arch", "components", "keyring"];
-/// What mmdebstrap calls sets of packages; debootstrap knows two of them.
-const VARIANTS: &[&str] =
-    &["apt", "buildd", "essential", "extract", "important", "minbase", "required", "standard"];
 /// The longest value, in bytes, and the most packages or components.
 const BYTES_MAX: usize = 1024;
 const WORDS_MAX: usize = 1_000;
@@ -21,7 +18,7 @@ impl Reader<'_> {
             return None;
         };
         let wrong = self.wrong.len();
-        self.only(table, KEYS);
+        self.only(table, &keys::words(TEMPLATE_KEYS, "base.debootstrap"));
         let suite = match table.get("suite") {
             Some(suite) => self.word(suite, "a suite such as \"trixie\"", is_suite),
             None => {

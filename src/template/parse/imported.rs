@@ -1,6 +1,7 @@
 //! `base.layers` and `base.run`, as an import writes them.
 
 use super::{Item, Reader};
+use crate::keys::{self, TEMPLATE_KEYS};
 use crate::template::hex;
 use crate::template::image::Run;
 
@@ -32,7 +33,7 @@ impl Reader<'_> {
             self.mismatch(item, "a table");
             return None;
         };
-        self.only(table, &["user", "workdir", "command", "env"]);
+        self.only(table, &keys::words(TEMPLATE_KEYS, "base.run"));
         let mut text = |key: &str| table.get(key).map_or(Some(String::new()), |item| self.string(item));
         let (user, workdir) = (text("user"), text("workdir"));
         let env = table.get("env").map_or(Some(Vec::new()), |item| self.environment(item));

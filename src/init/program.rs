@@ -1,14 +1,17 @@
 //! One program inside a jail: who it runs as, what it may do, and execve(2). Serves the main
 //! process, `exec.start` lines, and `exec` into a running jail alike.
 
-use std::ffi::CString;
+use std::ffi::{CString, OsStr};
 use std::io::Read;
 use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, anyhow, bail};
 use rustix::fs::{Mode, OFlags, ResolveFlags};
 
+use crate::root::layers::architecture;
 use crate::security::Profile;
 use crate::security::passwd::{self, Identity};
 use crate::security::seccomp::Instruction;
@@ -262,15 +265,32 @@ fn execute(start: &Start<'_>) -> Result<std::convert::Infallible> {
     confine::close_range_at_exec_from(3)?;
     confine::seal(start.profile, launch.user.uid, start.program)?;
     let mut verdict = NotStarted::Missing;
-    let mut cause = std::io::Error::from_raw_os_error(libc::ENOENT);
+    let mut cause = std::io::Error::from_raw_os_error(libc::ENOENT).to_string();
     for candidate in candidates {
         let error = process::execve(&candidate, &argv, &env);
         if !matches!(error.raw_os_error(), Some(libc::ENOENT | libc::ENOTDIR)) {
             verdict = NotStarted::Refused;
-            cause = error;
+            let program = Path::new(OsStr::from_bytes(candidate.as_bytes()));
+            let why = if error.raw_os_error() == Some(libc::ENOEXEC) { foreign(program) } else { None };
+            cause = why.unwrap_or_else(|| error.to_string());
         }
     }
     Err(anyhow::Error::new(verdict).context(format!("execute {name}: {cause}")))
+}
+
+/// Why the kernel does not know a program's kind: it, or what its first line names, is of another
+/// architecture. It is the jail's, and may be anything.
+fn foreign(program: &Path) -> Option<String> {
+    let head = |path: &Path| {
+        let flags = libc::O_NONBLOCK | libc::O_NOCTTY;
+        architecture::head(std::fs::File::options().read(true).custom_flags(flags).open(path).ok()?)
+    };
+    let mut found = head(program)?;
+    if let Some(line) = found.strip_prefix(b"#!") {
+        let mut words = line.split(u8::is_ascii_whitespace).filter(|word| !word.is_empty());
+        found = head(Path::new(OsStr::from_bytes(words.next()?)))?;
+    }
+    architecture::check(architecture::of_program(&found)?).err()
 }
 
 fn candidates(name: &str, path: &str) -> Vec<String> {

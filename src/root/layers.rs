@@ -78,6 +78,9 @@ pub fn look(template: &mut Template) -> anyhow::Result<()> {
     template.stamp = base_stamp(template)?;
     match &template.base {
         Base::Oci { path, reference } => template.image = Some(image::look(path, reference.as_deref())?),
+        Base::Directory { path, .. } => {
+            architecture::check_root(path).map_err(|why| anyhow!("{}: {why}", path.display()))?;
+        }
         Base::Debootstrap { wanted, .. } => {
             if let Some(arch) = &wanted.arch {
                 architecture::check(arch).map_err(|why| anyhow!("base.debootstrap.arch: {why}"))?;

@@ -1,8 +1,8 @@
 //! `[build]`: lines run in a jail whose writes become a layer.
 
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
-use std::path::PathBuf;
-use std::process::Stdio;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
 
 use crate::machine::Machine;
 use crate::templates::busybox_root;
@@ -303,6 +303,57 @@ fn programs_of_another_architecture_need_an_interpreter() {
     std::fs::remove_dir_all(machine.config().join("templates/b")).unwrap();
     machine.remove("a");
     machine.good(&["apply"]);
+}
+
+/// A program of another architecture, as far as the kernel looks at it.
+fn foreign_program(file: &Path) {
+    let machine = if cfg!(target_arch = "x86_64") { 183 } else { 62 };
+    let ident = [b"\x7fELF\x02\x01\x01", &[0; 9][..]].concat();
+    let head = [&ident[..], &[2, 0, machine, 0, 1, 0, 0, 0], &[0; 40]].concat();
+    // What `sh` leads to stays as it is.
+    let _ = std::fs::remove_file(file);
+    std::fs::write(file, head).unwrap();
+    std::fs::set_permissions(file, std::fs::Permissions::from_mode(0o755)).unwrap();
+}
+
+#[test]
+fn a_base_of_another_architecture_is_told_of() {
+    let Some(machine) = Machine::new() else { return };
+    let (arch, qemu) = if cfg!(target_arch = "x86_64") { ("arm64", "aarch64") } else { ("amd64", "x86_64") };
+    let is_told = |said: &str, place: &str| {
+        let head = format!("it is for {arch}, this host is ");
+        let remedy = format!("no qemu-{qemu} is registered: install qemu-user-static");
+        assert!(said.contains(place) && said.contains(&head) && said.contains(&remedy), "{said}");
+    };
+    let root = machine.path().join("root");
+    busybox_root(&root);
+    foreign_program(&root.join("bin/sh"));
+    machine.write("templates/b/template.toml", &format!("[base]\ndirectory = '{}'\n", root.display()));
+    machine.jail("a", "template = 'b'\nexec.command = ['/bin/sleep', '1000']\n");
+    let said = machine.status(&["plan"], 3);
+    is_told(&said, "template.toml:2:1: error: ");
+    is_told(&said, "root: bin/sh: ");
+    // An archive is not looked into before it is unpacked: its programs tell.
+    let archive = machine.path().join("root.tar");
+    let tar = Command::new("tar").arg("-C").arg(&root).arg("-cf").arg(&archive).arg(".").status();
+    assert!(tar.unwrap().success());
+    let base = format!("[base]\ntar = '{}'\n", archive.display());
+    machine.write("templates/b/template.toml", &format!("{base}[build]\nrun = ['true']\n"));
+    is_told(&machine.status(&["apply"], 1), "execute /bin/sh: ");
+    machine.write("templates/b/template.toml", &base);
+    machine.jail("a", "template = 'b'\nexec.command = ['sh']\n");
+    is_told(&machine.status(&["apply"], 1), "a: execute sh: ");
+    is_told(&machine.status(&["run", "b", "--", "/bin/sh"], 126), "execute /bin/sh: ");
+    // So it is of a jail without a template, and of a script.
+    let script = root.join("bin/script");
+    foreign_program(&script);
+    std::fs::write(&script, "#! /bin/sh -e\ntrue\n").unwrap();
+    machine.jail("a", &format!("path = '{}'\nexec.command = ['/bin/script']\n", root.display()));
+    is_told(&machine.status(&["apply"], 1), "a: execute /bin/script: ");
+    // What is no program at all is not taken for one.
+    std::fs::write(&script, "true\n").unwrap();
+    let said = machine.status(&["apply"], 1);
+    assert!(said.contains("a: execute /bin/script: Exec format error"), "{said}");
 }
 
 /// Begins what builds template `b`, and waits until a program of it runs.

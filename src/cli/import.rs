@@ -266,6 +266,7 @@ impl Job<'_> {
         }
         self.look_at_definition(&desired, manifest, name, &mut found);
         found.reaches.extend(reach::bases(&self.options.paths(), templates, &found.new_templates));
+        found.reaches.extend(self.alone(manifest).and_then(reach::layers));
         Ok(found)
     }
 

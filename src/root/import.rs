@@ -309,7 +309,9 @@ impl Reader<'_> {
         let own = parts.next().map_or(Path::new(""), |own| Path::new(own.as_os_str())).to_owned();
         let number = number(&own)?;
         let alone = self.head.manifest.as_ref().and_then(|manifest| manifest.alone.as_ref());
-        ensure!(alone.is_some_and(|alone| number < alone.layers.len()), "it is of no layer of the jail");
+        let layer =
+            alone.and_then(|alone| alone.layers.get(number)).context("it is of no layer of the jail")?;
+        let nodes = if layer.devices { Nodes::All } else { Nodes::Whiteouts };
         ensure!(number >= self.layer.0, "it is out of its order");
         if number > self.layer.0 || self.layer.1.is_none() {
             self.end_layer()?;
@@ -318,7 +320,7 @@ impl Reader<'_> {
         }
         let Some(tree) = self.layer.1.as_mut() else { return Ok(()) };
         std::mem::swap(&mut tree.budget, &mut self.budget);
-        let keep = Keep { attribute: is_kept, nodes: Nodes::Whiteouts, set_id: true, owner: true };
+        let keep = Keep { attribute: is_kept, nodes, set_id: true, owner: true };
         let prefix = Path::new(LAYERS).join(&own);
         let laid = lay(item, parts.as_path(), &prefix.to_string_lossy(), tree, keep)?;
         std::mem::swap(&mut tree.budget, &mut self.budget);

@@ -30,6 +30,9 @@ pub struct Brought {
     pub content: String,
     pub entries: u64,
     pub bytes: u64,
+    /// It has device nodes, which its template has asked for.
+    #[serde(default)]
+    pub devices: bool,
 }
 
 /// A file that each jail gets its own of; its text is an entry of the archive.

@@ -166,6 +166,7 @@ fn what_an_import_writes_is_a_template() {
         content: format!("sha256-{}", digit.repeat(64)),
         entries: 1,
         bytes: 1,
+        devices: false,
     };
     let file = |target: &str, is_expression, on_change| imported::File {
         target: target.into(),

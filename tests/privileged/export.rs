@@ -358,6 +358,56 @@ fn a_full_archive_needs_nothing_of_its_new_host() {
 }
 
 #[test]
+fn devices_of_layers_go_along_where_their_template_asks_for_them() {
+    let Some(machine) = Machine::new() else { return };
+    let base = machine.path().join("base");
+    crate::templates::busybox_root(&base);
+    let nodes = "cd \"$1\" && mkdir srv && mknod -m 600 srv/c c 5 1 && mknod srv/b b 8 0 && mkfifo srv/p && tar -cf \"$2\" .";
+    let archive = machine.path().join("base.tar");
+    let made = Command::new("sh").args(["-c", nodes, "sh"]).arg(&base).arg(&archive).status().unwrap();
+    assert!(made.success());
+    let text_of = |devices: bool| format!("[base]\ntar = '{}'\ndevices = {devices}\n", archive.display());
+    machine.write("templates/t/template.toml", &text_of(true));
+    machine.jail("a", "template = 't'\n[exec]\ncommand = ['/bin/sleep', '1000']\n");
+    machine.good(&["apply"]);
+    let stat = "busybox stat -c '%n %F %t:%T %a %h' /srv/*";
+    let here = machine.inside("a", stat);
+    assert!(
+        here.contains("/srv/b block special file 8:0 ")
+            && here.contains("/srv/c character special file 5:1 600 "),
+        "{here}"
+    );
+    let file = machine.path().join("full.tar.zst");
+    let whole = |output: &Output| output.status.success() && !said(output).contains("left out");
+    assert!(whole(&machine.stockade(&["export", "--full", "a", &text(&file)])));
+    let other = machine.path().join("other");
+    let there = |args: &[&str]| run(&machine, &elsewhere(&machine, &other, args));
+    let refused = said(&there(&["import", &text(&file), "e"]));
+    assert!(refused.contains("device nodes in its layers") && refused.contains("--trust"), "{refused}");
+    assert!(good(&there(&["import", "-n", &text(&file), "e"])).contains("device nodes in its layers"));
+    assert!(whole(&there(&["import", "--trust", &text(&file), "e"])));
+    good(&there(&["apply"]));
+    assert_eq!(good(&there(&["exec", "e", "--", "sh", "-c", stat])), here);
+    let opened = said(&there(&["exec", "e", "--", "sh", "-c", "cat /srv/c"]));
+    assert!(opened.contains("Permission denied"), "{opened}");
+    assert!(good(&there(&["template", "verify"])).contains("as it was made"));
+    // It is found again by what is in it.
+    assert!(good(&there(&["import", "--trust", "--json", &text(&file), "f"])).contains("\"here\": true"));
+    good(&there(&["destroy", "--yes", "e", "f"]));
+    // A socket is nothing without who listens.
+    let upper = machine.state().join("jails/a/upper");
+    let _listener = std::os::unix::net::UnixListener::bind(upper.join("run.sock")).unwrap();
+    let named = said(&machine.stockade(&["export", "--full", "a", &text(&file)]));
+    assert!(named.contains("left out: writes/upper/run.sock: "), "{named}");
+    // A template that does not ask for them has none to give.
+    machine.write("templates/t/template.toml", &text_of(false));
+    machine.good(&["apply"]);
+    machine.good(&["export", "--full", "a", &text(&file)]);
+    good(&there(&["import", &text(&file), "g"]));
+    good(&there(&["destroy", "--yes", "g"]));
+}
+
+#[test]
 fn layers_of_a_snapshot_and_of_the_host_base_stand_alone_too() {
     let Some(machine) = Machine::new() else { return };
     let file = exported(&machine);

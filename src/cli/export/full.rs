@@ -56,8 +56,8 @@ fn one(state: &Path, id: &str, template: &str) -> Result<(Brought, OwnedFd)> {
     let path = layers::path(state, id);
     let root = file::open_directory(&path).with_context(|| format!("open {}", path.display()))?;
     let found = Contents::verified(state, id, &root).with_context(|| format!("verify layer {id}"))?;
-    let Contents { name, entries, bytes } = found;
-    Ok((Brought { id: id.to_owned(), content: name, entries, bytes }, root))
+    let Contents { name, entries, bytes, devices } = found;
+    Ok((Brought { id: id.to_owned(), content: name, entries, bytes, devices }, root))
 }
 
 fn files(input: &Input, template: &str) -> Result<(Vec<File>, Vec<String>)> {

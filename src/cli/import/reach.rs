@@ -8,6 +8,7 @@ use crate::desired::Paths;
 use crate::jail::{JailName, Settings};
 use crate::root::import::Place;
 use crate::source;
+use crate::template::imported::Alone;
 use crate::template::{Base, Template};
 
 /// What a definition may let its jail, or a line of its own, do on the host.
@@ -41,6 +42,11 @@ pub fn keys(settings: &Settings) -> Vec<String> {
         settings.get(**key).is_some_and(|value| !harmless(value))
     };
     REACHING.iter().filter(is_set).map(|key| (*key).to_owned()).collect()
+}
+
+/// Nodes in a layer, which no jail can open, but who reads the state directory as root.
+pub fn layers(alone: &Alone) -> Option<String> {
+    alone.layers.iter().any(|layer| layer.devices).then(|| "device nodes in its layers".to_owned())
 }
 
 /// Bases of new templates that read this host's files, or run something on it.

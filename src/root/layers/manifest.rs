@@ -106,6 +106,8 @@ pub struct Contents {
     pub name: String,
     pub entries: u64,
     pub bytes: u64,
+    /// There are device nodes among them.
+    pub devices: bool,
 }
 
 impl Contents {
@@ -119,16 +121,18 @@ impl Contents {
         }
     }
 
-    /// Device nodes and sockets do not go along with a layer, so they do not count.
+    /// Sockets do not go along with a layer, so they do not count.
     pub fn new(lines: &Lines) -> Self {
-        let (mut text, mut contents) = (String::new(), Self { name: String::new(), entries: 0, bytes: 0 });
+        let nothing = Self { name: String::new(), entries: 0, bytes: 0, devices: false };
+        let (mut text, mut contents) = (String::new(), nothing);
         for (path, line) in lines {
             let words: Vec<&str> = line.split('\t').collect();
             let [kind, _, _, _, size, _, number, _] = words[..] else { continue };
-            let is_whiteout = kind == "characterdevice" && number == "0";
-            if !is_whiteout && ["characterdevice", "blockdevice", "socket"].contains(&kind) {
+            if kind == "socket" {
                 continue;
             }
+            let is_whiteout = kind == "characterdevice" && number == "0";
+            contents.devices |= !is_whiteout && ["characterdevice", "blockdevice"].contains(&kind);
             text.push_str(&format!("{path}\t{line}\n"));
             contents.entries += 1;
             contents.bytes += if kind == "regularfile" { size.parse().unwrap_or(0) } else { 0 };

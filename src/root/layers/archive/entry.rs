@@ -27,6 +27,7 @@ pub enum Nodes {
     Whiteouts,
     /// FIFOs and devices, but no whiteouts.
     Devices,
+    All,
 }
 
 /// What is kept of an entry beside owner, mode, time and contents.
@@ -204,6 +205,7 @@ impl<'e, 'a, R: Read> Item<'e, 'a, R> {
             Nodes::None => false,
             Nodes::Whiteouts => is_char && self.device()? == 0,
             Nodes::Devices => self.device()? != 0,
+            Nodes::All => true,
         })
     }
 

@@ -54,8 +54,8 @@ pub struct Bridge {
 pub struct Desired {
     pub host: HostConfig,
     pub jails: BTreeMap<JailName, DesiredJail>,
-    /// Jails whose file is there but has errors: they are left as they are. The text is the
-    /// first error, `file:line:column: message`.
+    /// Jails whose file is there but has errors: they are left as they are, or run again as they
+    /// did. The text is the first error, `file:line:column: message`.
     pub broken: BTreeMap<JailName, String>,
     /// False when a directory could not be read, or the host's file has errors: nothing may be
     /// removed then, since absence proves nothing.

@@ -40,8 +40,8 @@
 //! 2. A plan carried out leaves an empty plan, and so does one that was cut off after any step
 //!    and made again.
 //! 3. An unchanged definition never restarts a jail that runs well.
-//! 4. Broken is not absent: a jail whose file has errors is left as it is. What could not be
-//!    listed proves no absence.
+//! 4. Broken is not absent: a jail whose file has errors is left as it is, and started again as it
+//!    was if it ends. What could not be listed proves no absence.
 //! 5. One jail's failure stops that jail and its dependants, never the others.
 //! 6. Events carry no facts: each pass reads the files and the kernel anew. The journal says what
 //!    was done and by which definition; the kernel says what runs.

@@ -156,6 +156,9 @@ pub fn destroy_data(journal: &Journal, pool: IdPool, name: &JailName) -> Result<
 /// row, and not before its back-off. Written down with `write`, else only shown.
 pub fn account(journal: &Journal, desired: &Desired, live: &mut Live, write: bool) -> Result<()> {
     for (name, jail) in &mut live.jails {
+        if write && let Some(record) = &mut jail.record {
+            note_disabled(journal, desired, &jail.state, record)?;
+        }
         let (JailState::Exited(exit), Some(record)) = (&jail.state, &jail.record) else { continue };
         if jail.restarts.instance == record.instance {
             continue;
@@ -165,6 +168,17 @@ pub fn account(journal: &Journal, desired: &Desired, live: &mut Live, write: boo
         if write {
             journal.write_restarts(name, &jail.restarts)?;
         }
+    }
+    Ok(())
+}
+
+/// Once the file of a jail that is down has errors, its record alone tells that it is to stay so.
+fn note_disabled(journal: &Journal, desired: &Desired, state: &JailState, record: &mut Record) -> Result<()> {
+    let is_disabled = desired.jails.get(&record.name).is_some_and(|wanted| !wanted.jail.enabled);
+    let is_noted = record.settings.get("enabled") == Some(&false.into());
+    if *state == JailState::Down && is_disabled && !is_noted {
+        record.settings.insert("enabled".to_owned(), false.into());
+        journal.write_record(record)?;
     }
     Ok(())
 }

@@ -122,6 +122,10 @@ fn a_broken_file_shows_only_where_nothing_runs() {
     let up = show(&desired, Some(seen(JailState::Up)));
     assert_eq!((up.state, up.reason.as_deref()), (State::Running, Some("web.toml:1:1: wrong")));
     assert_eq!(show(&desired, None).state, State::ConfigError);
+    let mut ended = seen(JailState::Exited(Exit { code: Some(1), ..Exit::default() }));
+    ended.restarts.not_before_ms = NOW_MS + 4_200;
+    let ended = show(&desired, Some(ended));
+    assert_eq!(ended.reason.as_deref(), Some("web.toml:1:1: wrong; starts again in 5 s"));
 }
 
 #[test]

@@ -86,11 +86,22 @@ pub struct Jail {
     pub running: Option<Running>,
     /// What it was given when it ended by itself, if its policy lets that stand.
     pub ended: Option<Given>,
+    /// By what it starts again while its file is in error.
+    pub last: Last,
     /// Ends in a row: each makes the next start wait twice as long.
     pub kills: u32,
     /// Whether it still is the same one is not known: its disk was full while it had to change, or
     /// it depends on when a pass looked.
     pub doubtful: bool,
+}
+
+/// The last good definition that was in force.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Last {
+    Nothing,
+    Given(Given),
+    /// Its disk was full when it had to start.
+    Unknown,
 }
 
 #[allow(clippy::struct_excessive_bools)] // They are independent.
@@ -112,14 +123,15 @@ pub struct Model {
 enum Wish {
     Leave,
     Gone,
+    Disabled,
     Down,
     Up(Given),
 }
 
 impl Model {
     pub fn new() -> Self {
-        let jail =
-            Jail { file: File::Absent, held: false, running: None, ended: None, kills: 0, doubtful: false };
+        let (file, last) = (File::Absent, Last::Nothing);
+        let jail = Jail { file, held: false, running: None, ended: None, last, kills: 0, doubtful: false };
         Self {
             jails: vec![jail; NAMES.len()],
             page: 0,
@@ -162,7 +174,10 @@ impl Model {
         let jail = &mut self.jails[at];
         match wish {
             Wish::Leave => {}
-            Wish::Gone => (jail.running, jail.ended, jail.kills) = (None, None, 0),
+            Wish::Gone => {
+                (jail.running, jail.ended, jail.last, jail.kills) = (None, None, Last::Nothing, 0);
+            }
+            Wish::Disabled => (jail.running, jail.ended, jail.last) = (None, None, Last::Nothing),
             Wish::Down => jail.running = None,
             Wish::Up(given) if jail.ended.as_ref() == Some(&given) => {}
             Wish::Up(given) => {
@@ -179,6 +194,7 @@ impl Model {
                 }
                 self.instances = self.instances.max(instance);
                 jail.ended = None;
+                jail.last = Last::Given(given.clone());
                 jail.running = Some(Running { given, instance, orphan: false });
             }
         }
@@ -187,9 +203,7 @@ impl Model {
     fn wish(&self, at: usize) -> Wish {
         let jail = &self.jails[at];
         let definition = match &jail.file {
-            _ if self.broken(at) => {
-                return if jail.held && !self.host_broken { Wish::Down } else { Wish::Leave };
-            }
+            _ if self.broken(at) => return self.by_last(at),
             File::Good(definition) => definition,
             _ => return Wish::Gone,
         };
@@ -198,14 +212,31 @@ impl Model {
             File::Good(base_definition) => base.held || !base_definition.enabled,
             _ => false,
         };
-        if !definition.enabled || jail.held || (definition.depends && base_down) {
+        if !definition.enabled {
+            return Wish::Disabled;
+        }
+        if jail.held || (definition.depends && base_down) {
             return Wish::Down;
         }
         let page = definition.word.map(|word| page_text(self.page, word));
         Wish::Up(Given { definition: definition.clone(), page, processes: self.processes })
     }
 
-    /// Its file, or something that its file needs, is in error: then nothing is done to it.
+    /// In error: what runs is left, what has ended starts again as it was.
+    fn by_last(&self, at: usize) -> Wish {
+        let jail = &self.jails[at];
+        match &jail.last {
+            _ if self.host_broken => Wish::Leave,
+            _ if jail.held => Wish::Down,
+            Last::Given(given) if jail.running.is_none() => {
+                let can = !given.definition.depends || self.jails[BASE].running.is_some();
+                if can { Wish::Up(given.clone()) } else { Wish::Leave }
+            }
+            _ => Wish::Leave,
+        }
+    }
+
+    /// Its file, or something that its file needs, is in error.
     pub fn broken(&self, at: usize) -> bool {
         let jail = &self.jails[at];
         if self.host_broken {
@@ -228,7 +259,9 @@ impl Model {
         after.full = false;
         after.settle();
         for (jail, after) in self.jails.iter_mut().zip(after.jails) {
-            jail.doubtful |= jail.running != after.running;
+            if jail.running != after.running {
+                (jail.doubtful, jail.last) = (true, Last::Unknown);
+            }
         }
     }
 

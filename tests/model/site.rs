@@ -13,7 +13,7 @@ use serde_json::Value;
 
 use crate::editors::{self, Style};
 use crate::machine::{Machine, kill, pid_of, said, wait_gone};
-use crate::model::{Definition, Model, NAMES, Running};
+use crate::model::{Definition, Last, Model, NAMES, Running};
 use crate::steps::{Rules, Step};
 
 /// The longest that the machine may take to become what the model says.
@@ -381,7 +381,8 @@ impl Site {
     fn differences(&mut self, model: &Model) -> Vec<String> {
         let mut differences = Vec::new();
         for (at, jail) in model.jails.iter().enumerate() {
-            if model.full && jail.doubtful {
+            let is_unknown = jail.last == Last::Unknown && jail.running.is_none();
+            if model.full && jail.doubtful || is_unknown && model.broken(at) {
                 continue;
             }
             let found = match (&jail.running, self.init(at)) {

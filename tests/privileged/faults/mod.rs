@@ -189,7 +189,7 @@ fn told(operation: &Operation, traced: &Traced, fault: Fault, text: &str) -> Res
         Some(0) => bad("an error without a status"),
         _ if fault == Fault::Delay => bad("late is no failure"),
         // A file of the configuration could not be read.
-        Some(3) if text.contains(": error: ") => Ok(()),
+        Some(3) if text.contains(": error: ") || text.contains(": its file has errors: ") => Ok(()),
         Some(status) if status != operation.failed => bad("not the status of a failure"),
         _ if lines.is_empty() => bad("no message"),
         _ if lines.len() > most => bad("too many messages"),

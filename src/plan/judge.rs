@@ -100,7 +100,9 @@ fn judge_broken(
     if seen.held && !thrown_away && seen.state != JailState::Down {
         return keep_down(name, seen, Reason::Held);
     }
-    let Some(wanted) = before::last_good(seen, live) else { return refuse(why.to_owned()) };
+    let Some(wanted) = before::last_good(seen, live) else {
+        return Judgement { kept_down: seen.held && !thrown_away, ..refuse(why.to_owned()) };
+    };
     if let Some(reason) = unenforceable(&wanted, live) {
         return refuse(reason);
     }

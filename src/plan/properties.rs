@@ -20,6 +20,7 @@ use crate::step::Phase;
 use crate::storage::Held;
 
 const NOW_MS: u64 = 100_000;
+const LAYERS: [&str; 2] = ["sha256-1", "sha256-2"];
 const NAMES: [&str; 5] = ["a", "b", "c", "d", "e"];
 
 fn name() -> impl Strategy<Value = JailName> {
@@ -60,7 +61,7 @@ fn file() -> impl Strategy<Value = RootFile> {
 }
 
 fn root() -> impl Strategy<Value = DesiredRoot> {
-    let ids = vec(prop::sample::select(vec!["sha256-1", "sha256-2"]), 0..2);
+    let ids = vec(prop::sample::select(&LAYERS[..]), 0..2);
     (ids, any::<bool>(), vec(file(), 0..3)).prop_map(|(ids, host_usr, files)| {
         let layer = |id: &str| Layer { id: id.to_owned(), source: LayerSource::Built };
         let by_target: BTreeMap<_, _> = files.into_iter().map(|file| (file.target.clone(), file)).collect();
@@ -105,6 +106,7 @@ fn desired() -> impl Strategy<Value = Desired> {
     (jails, broken, any::<bool>()).prop_map(|(parts, broken, complete)| {
         let jails = parts
             .into_iter()
+            .filter(|(name, _)| !broken.contains_key(name))
             .map(|(name, (settings, depend, root))| {
                 let jail = desired_jail(&name, settings, &depend, root);
                 (name, jail)
@@ -220,7 +222,7 @@ fn case() -> impl Strategy<Value = (Desired, Live)> {
     (desired(), btree_map(name(), seen(), 0..6), prop::bool::weighted(0.1)).prop_map(
         |(desired, seen, refuses)| {
             let jails = seen.into_iter().map(|(name, seen)| live_jail(name, seen, &desired)).collect();
-            let layers = BTreeSet::from(["sha256-1".to_owned()]);
+            let layers = BTreeSet::from([LAYERS[0].to_owned()]);
             let refused = refuses.then(|| ("limits.processes".to_owned(), "no pids controller".to_owned()));
             let live = Live {
                 jails,
@@ -253,6 +255,10 @@ fn all(desired: &Desired, live: &Live) -> Plan {
     plan(desired, live, &Options::default())
 }
 
+fn runs_as_before(plan: &Plan) -> bool {
+    plan.actions.iter().any(|action| action.as_before)
+}
+
 /// What must come out alike, whichever way it was reached.
 fn outcome(live: &Live) -> Vec<(JailName, bool, Option<Settings>)> {
     let jail = |(name, seen): (&JailName, &LiveJail)| {
@@ -268,13 +274,23 @@ proptest! {
     #[test]
     fn a_plan_carried_out_leaves_nothing((desired, live) in case(), only in vec(name(), 0..2), no_restart: bool, waits_for_layers: bool) {
         let options = Options { only, no_restart, again: false, waits_for_layers };
-        let first = plan(&desired, &live, &options);
-        let second = plan(&desired, &simulate(&first, &live, &desired), &options);
-        prop_assert!(second.is_empty(), "first {first:#?}\nsecond {second:#?}");
+        let mut after = live;
+        let mut plans = vec![plan(&desired, &after, &options)];
+        while plans.len() < 4 && plans.last().is_some_and(|last| !last.is_empty()) {
+            after = simulate(&plans[plans.len() - 1], &after, &desired);
+            plans.push(plan(&desired, &after, &options));
+        }
+        // What runs as before may need a layer that the first of them has made, and what can be changed
+        // while it runs follows.
+        let again = !desired.broken.is_empty() || plans.iter().any(runs_as_before);
+        let most = if again { 4 } else { 2 };
+        prop_assert!(plans.len() <= most && plans.last().is_some_and(Plan::is_empty), "{plans:#?}");
     }
 
     #[test]
-    fn a_plan_cut_off_is_finished_by_the_next((desired, live) in case(), cut in 0.0..1.0) {
+    fn a_plan_cut_off_is_finished_by_the_next((desired, mut live) in case(), cut in 0.0..1.0) {
+        // Where all are there, none comes to be by a start.
+        live.layers.extend(LAYERS.map(str::to_owned));
         let whole = all(&desired, &live);
         let halves = whole.halves();
         #[allow(clippy::cast_precision_loss, clippy::cast_possible_truncation, clippy::cast_sign_loss)]
@@ -282,7 +298,7 @@ proptest! {
         let cut_off = simulate_halves(&halves[..done], &live, &desired);
         let rest = all(&desired, &cut_off);
         let end = simulate(&rest, &cut_off, &desired);
-        prop_assert!(all(&desired, &end).is_empty());
+        prop_assert!(all(&desired, &end).is_empty(), "{:#?}", all(&desired, &end));
         prop_assert_eq!(outcome(&end), outcome(&simulate(&whole, &live, &desired)), "{:#?}\n{:#?}", whole, rest);
     }
 

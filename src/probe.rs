@@ -15,7 +15,7 @@ use crate::desired::HostConfig;
 use crate::jail::{JailName, Settings};
 use crate::journal::{Journal, Listing, lock};
 use crate::limits::{Cgroup, Hierarchies};
-use crate::live::{Exit, JailState, Live, LiveJail, Process, Record, Restarts};
+use crate::live::{Exit, JailState, Live, LiveJail, Process, Record};
 use crate::network::{self, Observed};
 use crate::root;
 use crate::step::Phase;
@@ -51,32 +51,42 @@ fn jails(
     listing: &Listing,
 ) -> Result<BTreeMap<JailName, LiveJail>> {
     let names = &listing.names;
+    if names.is_empty() {
+        return Ok(BTreeMap::new());
+    }
     let look = |name: &JailName| match journal.record(name) {
         Ok(record) => {
-            let seen = look(journal, host, hierarchies, name, record)?;
-            let counted = listing.counted.contains(name);
-            let restarts = if counted { journal.restarts(name)? } else { Restarts::default() };
-            Ok(LiveJail { restarts, ..seen })
+            let (mut jail, init) = look(journal, host, hierarchies, name, record)?;
+            if let Some(init) = init {
+                // Nothing of one that ends meanwhile: the next look tells how.
+                let _ = within::look(&mut jail, init.as_fd());
+            }
+            if listing.counted.contains(name) {
+                jail.restarts = journal.restarts(name)?;
+            }
+            let link = has_link(&jail).then(|| network::host_link(name));
+            Ok((jail, link))
         }
         // That jail alone is set apart; the others are not to suffer from it.
-        Err(error) => Ok(LiveJail { unreadable: Some(format!("{error:#}")), ..LiveJail::default() }),
+        Err(error) => Ok((LiveJail { unreadable: Some(format!("{error:#}")), ..LiveJail::default() }, None)),
     };
     let (looked, links) = std::thread::scope(|scope| {
-        // Without a thread it is done afterwards.
-        let beside = || std::thread::Builder::new().spawn_scoped(scope, network::observe).ok();
-        let links = if names.len() > FEW { beside() } else { None };
-        let looked: Result<Vec<LiveJail>> = cores::map(names, look).into_iter().collect();
-        (looked, links.map(|dump| dump.join().expect("a panic ends the program")))
-    });
-    let mut jails: BTreeMap<JailName, LiveJail> = names.iter().cloned().zip(looked?).collect();
-    if jails.values().any(has_link) {
+        // In threads of its own, which go into the jails' namespaces.
+        let looking = || cores::map(names, look);
+        let looking = std::thread::Builder::new().spawn_scoped(scope, looking).context("start a thread")?;
+        let links = (names.len() > FEW).then(network::observe);
+        anyhow::Ok((looking.join().expect("a panic ends the program"), links))
+    })?;
+    let mut looked: Vec<(LiveJail, Option<String>)> = looked.into_iter().collect::<Result<_>>()?;
+    if looked.iter().any(|(_, link)| link.is_some()) {
         let links = links.unwrap_or_else(network::observe).context("look at the jails' links")?;
-        for jail in jails.values_mut() {
-            observe_link(jail, &links, host);
+        for (jail, link) in &mut looked {
+            if let Some(link) = link {
+                observe_link(jail, links.get(link), host);
+            }
         }
     }
-    within::look(&mut jails)?;
-    Ok(jails)
+    Ok(names.iter().cloned().zip(looked.into_iter().map(|(jail, _)| jail)).collect())
 }
 
 /// Which volumes a project quota counts.
@@ -95,23 +105,23 @@ pub fn one(
     hierarchies: &Hierarchies,
     name: &JailName,
 ) -> Result<LiveJail> {
-    let mut jail = look(journal, host, hierarchies, name, journal.record(name)?)?;
+    let (mut jail, _) = look(journal, host, hierarchies, name, journal.record(name)?)?;
     jail.restarts = journal.restarts(name)?;
     if has_link(&jail) {
-        observe_link(&mut jail, &network::observe()?, host);
+        observe_link(&mut jail, network::observe()?.get(&network::host_link(name)), host);
     }
     Ok(jail)
 }
 
 /// A jail may end while it is looked at, and what was to be seen in it is gone: then again, for
-/// what it amounts to now.
+/// what it amounts to now. With a pidfd of its init, if more is to be seen within.
 fn look(
     journal: &Journal,
     host: &HostConfig,
     hierarchies: &Hierarchies,
     name: &JailName,
     record: Option<Record>,
-) -> Result<LiveJail> {
+) -> Result<(LiveJail, Option<OwnedFd>)> {
     let ended = || record.as_ref().and_then(|record| record.init).is_some_and(ends);
     let look = || look_once(journal, host, hierarchies, name, record.as_ref());
     let mut looked = look();
@@ -121,7 +131,8 @@ fn look(
         }
         looked = look();
     }
-    Ok(LiveJail { record, ..looked? })
+    let (jail, init) = looked?;
+    Ok((LiveJail { record, ..jail }, init))
 }
 
 fn look_once(
@@ -130,7 +141,7 @@ fn look_once(
     hierarchies: &Hierarchies,
     name: &JailName,
     record: Option<&Record>,
-) -> Result<LiveJail> {
+) -> Result<(LiveJail, Option<OwnedFd>)> {
     let volume = root::volume::held(&journal.paths.state, name)?;
     let mut jail =
         LiveJail { held: journal.held(name), has_data: volume.is_some(), volume, ..LiveJail::default() };
@@ -138,15 +149,16 @@ fn look_once(
         if runs_unrecorded(journal, host, hierarchies, name)? {
             jail.state = JailState::Up;
         }
-        return Ok(jail);
+        return Ok((jail, None));
     };
-    let found = record.init.and_then(process::look);
+    let (pidfd, found) = init_of(record);
     let parent = found.as_ref().map(|found| found.parent);
     // How it ended is written when its init has gone, and looked at after that.
     let exit = if parent.is_none() { journal.exit(record)? } else { None };
     jail.state = state(record, parent, exit.as_ref());
     jail.exit = exit.filter(|_| !record.was_asked());
-    if jail.state == JailState::Up && found.is_some_and(|found| !found.ends) {
+    let to_be_seen = jail.state == JailState::Up && found.is_some_and(|found| !found.ends);
+    if to_be_seen {
         let cgroup = Cgroup::open(&hierarchies.at(&record.cgroup_base)?, &host.cgroup, name.as_str())?;
         jail.observed = cgroup.observe(&record.settings)?;
         if cgroup.frozen()? {
@@ -155,7 +167,17 @@ fn look_once(
         jail.changed_files = changed_files(record)?;
         observe_volume(&mut jail, journal, record);
     }
-    Ok(jail)
+    Ok((jail, pidfd.filter(|_| to_be_seen)))
+}
+
+/// What is to be told of its init, which is held if it has to be followed inside: there it cannot be
+/// taken for another then.
+fn init_of(record: &Record) -> (Option<OwnedFd>, Option<process::Stat>) {
+    if within::is_wanted(&record.settings) {
+        record.init.and_then(process::hold).unzip()
+    } else {
+        (None, record.init.and_then(process::look))
+    }
 }
 
 /// What is seen in it may be half gone by now.
@@ -236,12 +258,8 @@ fn joined(link: Option<&Observed>, host: &HostConfig) -> String {
 
 /// What the host end of the jail's link is: a port of which bridge, and the addresses inside,
 /// written as the definition writes them.
-fn observe_link(jail: &mut LiveJail, links: &BTreeMap<String, Observed>, host: &HostConfig) {
-    if !has_link(jail) {
-        return;
-    }
+fn observe_link(jail: &mut LiveJail, found: Option<&Observed>, host: &HostConfig) {
     let Some(record) = &jail.record else { return };
-    let found = links.get(&network::host_link(&record.name));
     let is_whole = found.is_some_and(|link| link.bridge.is_some() && !link.addresses.is_empty());
     if !is_whole && record.init.is_some_and(ends) {
         return;

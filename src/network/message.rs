@@ -183,9 +183,10 @@ pub fn default_route(spec: &Spec, index: u32, gateway: IpAddr) -> Request {
     Request::new(what, Message::NewRoute(message), NLM_F_CREATE | NLM_F_REPLACE)
 }
 
-/// Every route of both families.
-pub fn list_routes() -> Request {
+/// Every route of one family. Asked for all, the kernel goes through each protocol it knows.
+pub fn list_routes(family: AddressFamily) -> Request {
     let mut message = RouteMessage::default();
+    message.header.address_family = family;
     message.header.table = RouteHeader::RT_TABLE_MAIN;
     Request::new("list routes".to_owned(), Message::GetRoute(message), 0)
 }

@@ -26,7 +26,7 @@ use crate::jail::{Jail, JailName, Network, NetworkMode};
 use crate::template::hex;
 
 pub use bridge::{ensure_bridge, is_unused_bridge, remove_bridge_if_unused};
-pub use inside::{Inside, look_inside};
+pub use inside::{Asked, Inside, look_inside};
 pub use link::{configure, connect, disconnect, readdress, rejoin};
 pub use observe::{Observed, observe};
 pub use texts::{hosts, resolv};

@@ -1,86 +1,58 @@
 //! What is to be seen from within a jail's namespaces alone: its default routes, its end of the
-//! link, its names. Threads go in, from one jail to the next, and end there; the caller's own
-//! never leave their namespaces.
+//! link, its names. Whoever looks stays there, so threads do that go from one jail to the next and
+//! end; the caller's own never leave their namespaces.
 
-use std::collections::BTreeMap;
-use std::os::fd::AsFd;
+use std::os::fd::BorrowedFd;
 
-use anyhow::{Context, Result};
+use anyhow::{Context as _, Result};
 use serde_json::Value;
 
-use super::{has_link, wants_link};
-use crate::cores;
-use crate::jail::{JailName, Settings};
-use crate::live::{JailState, LiveJail, Process};
-use crate::network::{self, Inside};
-use crate::sys::{namespace, process};
+use super::wants_link;
+use crate::jail::Settings;
+use crate::live::{LiveJail, Record};
+use crate::network::{self, Asked, Inside};
+use crate::sys::namespace;
 
 const HOSTNAME: &str = "host.hostname";
 const DOMAINNAME: &str = "host.domainname";
 const MTU: &str = "network.mtu";
 const MAC: &str = "network.mac";
 
-/// What one jail is looked at for, and what was found.
-struct Visit<'a> {
-    name: &'a JailName,
-    init: Process,
-    settings: &'a Settings,
-}
-
-#[derive(Default)]
-struct Found {
-    routes: Option<Vec<std::net::IpAddr>>,
-    observed: Settings,
-}
-
-/// Fills in what `jails` have inside, for those that run and have keys to be seen there.
-pub fn look(jails: &mut BTreeMap<JailName, LiveJail>) -> Result<()> {
-    let visits: Vec<Visit<'_>> = jails.iter().filter_map(|(name, jail)| visit(name, jail)).collect();
-    if visits.is_empty() {
-        return Ok(());
-    }
-    let enter = || cores::map(&visits, |visit| Some((visit.name.clone(), found(visit)?)));
-    let all = std::thread::scope(|scope| {
-        let thread = std::thread::Builder::new().spawn_scoped(scope, enter).context("start a thread")?;
-        anyhow::Ok(thread.join().expect("a panic ends the program"))
-    })?;
-    for (name, found) in all.into_iter().flatten() {
-        if let Some(jail) = jails.get_mut(&name) {
-            jail.default_routes = found.routes;
-            jail.observed.extend(found.observed);
-        }
-    }
-    Ok(())
-}
-
-fn visit<'a>(name: &'a JailName, jail: &'a LiveJail) -> Option<Visit<'a>> {
-    let running = matches!(jail.state, JailState::Up | JailState::Frozen);
-    let record = jail.record.as_ref().filter(|_| running)?;
-    let settings = &record.settings;
-    let wanted = has_link(jail) || has_name(settings);
-    wanted.then_some(Visit { name, init: record.init?, settings })
+/// Whether a jail of these settings has anything to be seen there.
+pub fn is_wanted(settings: &Settings) -> bool {
+    wants_link(settings) || has_name(settings)
 }
 
 fn has_name(settings: &Settings) -> bool {
     settings.contains_key(HOSTNAME) || settings.contains_key(DOMAINNAME)
 }
 
-/// Nothing for a jail that ends meanwhile: the next look tells how.
-fn found(visit: &Visit<'_>) -> Option<Found> {
-    let mut found = Found::default();
-    if wants_link(visit.settings) {
-        let netns = namespace::open(visit.init.pid, "net").ok()?;
-        let at_link = [MAC, MTU].iter().any(|key| visit.settings.contains_key(*key));
-        let inside = network::look_inside(netns.as_fd(), at_link).ok()?;
-        see_link(&mut found.observed, visit.settings, &inside);
-        found.routes = Some(inside.routes);
+/// Fills in what the jail has inside, by a pidfd of its init. Leaves the calling thread there.
+pub fn look(jail: &mut LiveJail, init: BorrowedFd<'_>) -> Result<()> {
+    let Some(Record { settings, .. }) = &jail.record else { return Ok(()) };
+    let (link, names) = (wants_link(settings), has_name(settings));
+    let kinds = if link { libc::CLONE_NEWNET } else { 0 } | if names { libc::CLONE_NEWUTS } else { 0 };
+    namespace::setns(init, kinds).context("enter a jail's namespaces")?;
+    if link {
+        let inside = network::look_inside(asked(settings))?;
+        see_link(&mut jail.observed, settings, &inside);
+        jail.default_routes = Some(inside.routes);
     }
-    if has_name(visit.settings) {
-        let uts = namespace::open(visit.init.pid, "uts").ok()?;
-        see_names(&mut found.observed, visit.settings, namespace::names_in(uts.as_fd()).ok()?);
+    if names {
+        see_names(&mut jail.observed, settings, namespace::names());
     }
-    // Checked after the namespaces are open, so that they cannot have been another process's.
-    process::alive(visit.init).then_some(found)
+    Ok(())
+}
+
+/// A default route is meant to be only in a family of the jail's own.
+fn asked(settings: &Settings) -> Asked {
+    let lists = ["network.address", "network.gateway"].into_iter().filter_map(|key| settings.get(key));
+    let texts = lists.filter_map(Value::as_array).flatten().filter_map(Value::as_str);
+    let link = [MAC, MTU].iter().any(|key| settings.contains_key(*key));
+    texts.fold(Asked { link, ..Asked::default() }, |asked, text| {
+        let v6 = text.contains(':');
+        Asked { v4: asked.v4 || !v6, v6: asked.v6 || v6, ..asked }
+    })
 }
 
 fn see_link(observed: &mut Settings, settings: &Settings, inside: &Inside) {
@@ -100,5 +72,26 @@ fn see_names(observed: &mut Settings, settings: &Settings, [host, domain]: [Stri
         if settings.contains_key(key) {
             observed.insert(key.into(), name.into());
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn routes_are_asked_for_in_the_jails_own_families() {
+        let check = |address: &[&str], gateway: &[&str], v4: bool, v6: bool| {
+            let settings = [("network.address", address), ("network.gateway", gateway)];
+            let settings = settings.map(|(key, list)| (key.to_owned(), list.into())).into();
+            assert_eq!(asked(&settings), Asked { link: false, v4, v6 }, "{address:?} {gateway:?}");
+        };
+        check(&["10.77.0.2/24"], &[], true, false);
+        check(&["fd77::2/64"], &[], false, true);
+        check(&["10.77.0.2/24", "fd77::2/64"], &[], true, true);
+        check(&["10.77.0.2/24"], &["fe80::1"], true, true);
+        check(&[], &[], false, false);
+        let mtu = Settings::from([(MTU.to_owned(), 1400.into())]);
+        assert_eq!(asked(&mtu), Asked { link: true, v4: false, v6: false });
     }
 }

@@ -97,11 +97,10 @@ pub fn open(pid: i32, kind: &str) -> Result<OwnedFd> {
         .with_context(|| format!("open {path}"))
 }
 
-/// The host and domain name in the UTS namespace `uts`, where the calling thread stays.
-pub fn names_in(uts: BorrowedFd<'_>) -> Result<[String; 2]> {
-    setns(uts, libc::CLONE_NEWUTS).context("enter a UTS namespace")?;
+/// The host and domain name in the calling thread's UTS namespace.
+pub fn names() -> [String; 2] {
     let names = rustix::system::uname();
-    Ok([names.nodename(), names.domainname()].map(|name| name.to_string_lossy().into_owned()))
+    [names.nodename(), names.domainname()].map(|name| name.to_string_lossy().into_owned())
 }
 
 /// Makes the time namespace of this process's future children, with both clocks starting at

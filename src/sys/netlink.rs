@@ -90,13 +90,6 @@ impl Netlink {
         in_netns(netns, Self::open)?
     }
 
-    /// Opens a socket in the network namespace `netns`, where the calling thread stays: for threads
-    /// that go from one to the next and end.
-    pub fn enter(netns: BorrowedFd<'_>) -> Result<Self> {
-        setns(netns, CloneFlags::CLONE_NEWNET).context("enter a network namespace")?;
-        Self::open()
-    }
-
     /// Index of the link called `name` in the socket's namespace.
     pub fn index(&self, name: &str) -> Result<Option<u32>> {
         match rustix::net::netdevice::name_to_index(self.socket.as_fd(), name) {

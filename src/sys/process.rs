@@ -100,6 +100,13 @@ pub fn open(process: Process) -> Option<OwnedFd> {
     (start_time(process.pid).ok()? == process.start_time).then_some(pidfd)
 }
 
+/// A pidfd for that very process and what is to be told of it, if it still runs.
+pub fn hold(process: Process) -> Option<(OwnedFd, Stat)> {
+    let pidfd = rustix::process::pidfd_open(Pid::from_raw(process.pid)?, PidfdFlags::empty()).ok()?;
+    // Looked at after the open: from here on the number cannot be given to another process.
+    look(process).map(|found| (pidfd, found))
+}
+
 /// Whether that very process still runs (a zombie counts as gone).
 pub fn alive(process: Process) -> bool {
     look(process).is_some()

@@ -8,7 +8,7 @@ use netlink_packet_route::link::LinkAttribute;
 use super::{
     by_hand, ensure_test_bridge, link, netns_of_this_thread, network, on_a_host, spec_of, start, tcp,
 };
-use crate::network::{INSIDE, Inside, Spec, look_inside, message, observe, readdress, rejoin};
+use crate::network::{Asked, INSIDE, Inside, Spec, look_inside, message, observe, readdress, rejoin};
 use crate::sys::netlink::in_netns;
 
 #[test]
@@ -65,10 +65,9 @@ fn what_is_inside_is_read_and_set_back() {
         ensure_test_bridge();
         let spec = Spec { mtu: Some(1400), ..spec_of(1) };
         let jail = start(&spec);
-        let look = || {
-            let look = || look_inside(jail.as_fd(), true).unwrap();
-            std::thread::scope(|scope| scope.spawn(look).join().unwrap())
-        };
+        let all = Asked { link: true, v4: true, v6: true };
+        let look_for = |asked| in_netns(jail.as_fd(), || look_inside(asked).unwrap()).unwrap();
+        let look = || look_for(all);
         let expect = Inside { mac: Some(spec.mac), mtu: Some(1400), routes: spec.routes.clone() };
         assert_eq!(look(), expect);
         let attributes = vec![LinkAttribute::Mtu(1300), LinkAttribute::Address(vec![2, 0, 0, 0, 0, 1])];
@@ -84,8 +83,27 @@ fn what_is_inside_is_read_and_set_back() {
             routes: vec!["10.77.0.9".parse().unwrap(), "fd77::1".parse().unwrap()],
         };
         assert_eq!(look(), found);
+        for (asked, routes) in [
+            (Asked { v4: true, ..Asked::default() }, &found.routes[..1]),
+            (Asked { v6: true, ..Asked::default() }, &found.routes[1..]),
+        ] {
+            assert_eq!(look_for(asked), Inside { routes: routes.to_vec(), ..Inside::default() });
+        }
         readdress(&spec, jail.as_fd()).unwrap();
         assert_eq!(look(), expect);
+    });
+}
+
+#[test]
+fn where_no_route_ever_was_there_is_none() {
+    on_a_host(|| {
+        let all = Asked { link: true, v4: true, v6: true };
+        let look = || {
+            crate::sys::namespace::unshare(libc::CLONE_NEWNET).unwrap();
+            look_inside(all).unwrap()
+        };
+        let found = std::thread::scope(|scope| scope.spawn(look).join().unwrap());
+        assert_eq!(found, Inside::default());
     });
 }
 

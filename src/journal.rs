@@ -313,11 +313,10 @@ fn directory(path: &Path) -> Result<Arc<OwnedFd>> {
 }
 
 /// All of a short regular file, mostly by one read: what it gives less than asked for is the end.
-fn whole(mut file: File) -> std::io::Result<Vec<u8>> {
-    let mut text = vec![0; RECORD_BYTES_USUAL];
-    let length = file.read(&mut text)?;
-    text.truncate(length);
-    if length == RECORD_BYTES_USUAL {
+fn whole(file: File) -> std::io::Result<Vec<u8>> {
+    let mut text = Vec::with_capacity(RECORD_BYTES_USUAL);
+    rustix::io::read(&file, rustix::buffer::spare_capacity(&mut text))?;
+    if text.len() == text.capacity() {
         file.take(RECORD_BYTES_MAX).read_to_end(&mut text)?;
     }
     Ok(text)

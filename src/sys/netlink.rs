@@ -74,14 +74,16 @@ pub fn refusal(error: &anyhow::Error) -> Option<Errno> {
 pub struct Netlink {
     socket: Socket,
     sequence: u32,
-    buffer: Vec<u8>,
+    /// No allocation: a socket lives for one jail, and each would take fresh memory behind what its look
+    /// has left.
+    buffer: [u8; RECEIVE_BYTES],
 }
 
 impl Netlink {
     /// Opens a socket in the calling thread's network namespace.
     pub fn open() -> Result<Self> {
         let socket = connected().context("open a netlink socket")?;
-        Ok(Self { socket, sequence: 0, buffer: vec![0; RECEIVE_BYTES] })
+        Ok(Self { socket, sequence: 0, buffer: [0; RECEIVE_BYTES] })
     }
 
     /// Opens a socket in the network namespace `netns`, by a thread that enters it and ends:

@@ -74,7 +74,12 @@ fn jail(number: usize) -> (JailName, DesiredJail) {
     let root = DesiredRoot { layers: Vec::new(), host_usr: true, files, etc: Vec::new() };
     (
         name(number),
-        DesiredJail { file: format!("/jails.d/jail-{number:04}.toml").into(), settings, jail, root },
+        DesiredJail {
+            file: format!("/jails.d/jail-{number:04}.toml").into(),
+            settings,
+            jail: jail.into(),
+            root,
+        },
     )
 }
 

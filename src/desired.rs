@@ -67,7 +67,8 @@ pub struct DesiredJail {
     /// The definition file.
     pub file: PathBuf,
     pub settings: Settings,
-    pub jail: Jail,
+    /// Large, and handed on several times until it is here.
+    pub jail: Box<Jail>,
     pub root: DesiredRoot,
 }
 

@@ -207,7 +207,12 @@ fn jail(name: &JailName, settings: Settings, roots: &BTreeMap<JailName, CaseRoot
         files: root.files.into_iter().map(root_file).collect(),
         etc: Vec::new(),
     };
-    DesiredJail { file: format!("/etc/stockade/jails.d/{name}.toml").into(), settings, jail, root }
+    DesiredJail {
+        file: format!("/etc/stockade/jails.d/{name}.toml").into(),
+        settings,
+        jail: jail.into(),
+        root,
+    }
 }
 
 fn root_file((target, (contents, then)): (PathBuf, (String, String))) -> RootFile {

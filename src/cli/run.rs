@@ -16,7 +16,7 @@ use super::{Options, complete, exec, progress};
 use crate::desired::{DesiredJail, Layer};
 use crate::execute::{self, Host};
 use crate::init::{Order, Report};
-use crate::jail::JailName;
+use crate::jail::{Jail, JailName};
 use crate::journal::{ids, lock};
 use crate::keeper::create::{self, Created};
 use crate::limits::{Cgroup, Needs};
@@ -167,7 +167,7 @@ fn in_jail(
     (first_id, lower): (u32, Vec<PathBuf>),
     asked: &Run,
 ) -> Result<i32> {
-    let jail = &wanted.jail;
+    let jail: &Jail = &wanted.jail;
     let needs = Needs::of(jail);
     let parent = &host.config.cgroup;
     let link = network::spec(jail, &host.config);

@@ -84,7 +84,7 @@ fn run(host: &Host, lines: &Build, lower: &[PathBuf], aside: &Path, progress: Pr
     let slot = ids::slot(&host.journal.paths.state, host.config.ids)?;
     let first_id = ids::first(host.config.ids, slot.number);
     let wanted = wanted(lines, aside)?;
-    let jail = &wanted.jail;
+    let jail: &Jail = &wanted.jail;
     let (upper, work) = (aside.join("upper"), aside.join("work"));
     make_directory(&upper, 0o755)?;
     make_directory(&work, 0o700)?;
@@ -155,7 +155,7 @@ fn wanted(lines: &Build, aside: &Path) -> Result<DesiredJail> {
     let jail = Jail::from_settings(&name, &settings).map_err(anyhow::Error::msg)?;
     let etc = if lines.network { vec![EtcFile::ResolvConf] } else { Vec::new() };
     let root = DesiredRoot { etc, host_usr: lines.host_usr, ..DesiredRoot::default() };
-    Ok(DesiredJail { file: PathBuf::new(), settings, jail, root })
+    Ok(DesiredJail { file: PathBuf::new(), settings, jail: jail.into(), root })
 }
 
 /// The build jail's, by a text with the layer's id in it.

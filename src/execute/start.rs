@@ -309,7 +309,7 @@ fn root_spec(host: &Host, wanted: &DesiredJail, first_id: u32) -> Result<RootSpe
 
 /// One start of a jail with this root.
 fn spec(host: &Host, wanted: &DesiredJail, root: RootSpec, first_id: u32) -> Result<Spec> {
-    let jail = &wanted.jail;
+    let jail: &Jail = &wanted.jail;
     let network = network::spec(jail, &host.config);
     let profile = security::profile(jail).map_err(|refusals| refused(&refusals))?;
     let console = jail.exec.console || jail.exec.boot.is_some();

@@ -16,7 +16,7 @@ pub fn started(record: &Record) -> Result<DesiredJail, String> {
         files: Vec::new(),
         etc: record.etc.clone(),
     };
-    let jail = Jail::from_settings(&record.name, &record.settings)?;
+    let jail = Jail::from_settings(&record.name, &record.settings)?.into();
     Ok(DesiredJail { file: record.file.clone(), settings: record.settings.clone(), jail, root })
 }
 

@@ -85,7 +85,12 @@ fn desired_jail(
         settings.insert("template".to_owned(), json!("t"));
     }
     let jail = Jail::from_settings(name, &settings).expect("good settings");
-    DesiredJail { file: format!("/etc/stockade/jails.d/{name}.toml").into(), settings, jail, root }
+    DesiredJail {
+        file: format!("/etc/stockade/jails.d/{name}.toml").into(),
+        settings,
+        jail: jail.into(),
+        root,
+    }
 }
 
 fn host() -> HostConfig {

@@ -60,7 +60,7 @@ struct Draft {
     /// The merged keys, with their places.
     entries: Arc<Entries>,
     settings: Settings,
-    jail: Option<Jail>,
+    jail: Option<Box<Jail>>,
     /// Its template is absent or has errors: what an image in it would run is not known.
     template_unknown: bool,
     /// Its errors count after those of what jails cannot share.
@@ -215,7 +215,7 @@ fn draft(definition: RawDefinition, broken: Option<String>, shared: &Shared<'_>)
     match Jail::from_settings(&draft.name, &draft.settings) {
         Ok(jail) => {
             draft.root = root_of(&draft, &jail, shared);
-            draft.jail = Some(jail);
+            draft.jail = Some(Box::new(jail));
         }
         // Only a key that already has its own error can be missing or wrong here.
         Err(message) if draft.broken.is_none() => {

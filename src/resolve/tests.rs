@@ -83,7 +83,7 @@ const LEAST: &str = "template = \"host\"\nexec.command = [\"/bin/true\"]\n";
 fn one(host: &str, more: &str) -> Jail {
     let (desired, found) = resolved(host, &[("web", &format!("{LEAST}{more}"))]);
     assert!(!diagnostic::has_errors(&found), "{found:?}");
-    desired.jails.into_values().next().expect("a jail without errors is desired").jail
+    *desired.jails.into_values().next().expect("a jail without errors is desired").jail
 }
 
 #[test]

@@ -20,8 +20,12 @@ fn desired() -> Desired {
     let (ids, bridges) = (IdPool { first: 0, ranges: 0 }, BTreeMap::new());
     let host = HostConfig { paths, ids, bridges, cgroup: String::new(), broken: None };
     let jail = Jail::from_settings(&name("web"), &settings()).expect("good settings");
-    let web =
-        DesiredJail { file: "web.toml".into(), settings: settings(), jail, root: DesiredRoot::default() };
+    let web = DesiredJail {
+        file: "web.toml".into(),
+        settings: settings(),
+        jail: jail.into(),
+        root: DesiredRoot::default(),
+    };
     Desired { host, jails: BTreeMap::from([(name("web"), web)]), broken: BTreeMap::new(), complete: true }
 }
 

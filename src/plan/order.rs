@@ -33,6 +33,9 @@ fn graph<'d>(depends: &'d Depends<'_>) -> Graph<'d> {
 
 /// Sorts by dependency, then by name. The jails of a circle, and those above it, come last.
 fn sort<'a>(graph: &Graph<'a>) -> Vec<&'a JailName> {
+    if graph.values().all(BTreeSet::is_empty) {
+        return graph.keys().copied().collect();
+    }
     let mut waits: BTreeMap<&JailName, usize> = BTreeMap::new();
     let mut dependants: Graph<'a> = Graph::new();
     for (name, below) in graph {

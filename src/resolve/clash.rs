@@ -111,5 +111,9 @@ fn strings<'d>(draft: &'d Draft, key: &str) -> impl Iterator<Item = &'d str> {
 }
 
 fn addresses(draft: &Draft) -> Vec<Network> {
+    // Read already, unless another of its keys has an error.
+    if let Some(jail) = &draft.jail {
+        return jail.network.address.clone();
+    }
     strings(draft, "network.address").filter_map(|text| Network::try_from(text.to_owned()).ok()).collect()
 }

@@ -94,10 +94,16 @@ fn contents(file: File, size: u64, limit: u64) -> Result<String, Refusal> {
     if size > limit {
         return Err(too_large());
     }
+    let failed = |error: io::Error| Refusal::because(format!("read: {error}"));
     let mut bytes = Vec::with_capacity(usize::try_from(size).unwrap_or(0) + 1);
-    // It may have grown since; one byte more than the limit tells.
-    let read = file.take(limit + 1).read_to_end(&mut bytes);
-    read.map_err(|error| Refusal::because(format!("read: {error}")))?;
+    // Mostly all of it comes at once, with room left for a byte more.
+    rustix::io::retry_on_intr(|| rustix::io::read(&file, rustix::buffer::spare_capacity(&mut bytes)))
+        .map_err(|error| failed(error.into()))?;
+    let length = bytes.len() as u64;
+    if length != size {
+        // It may have grown since; one byte more than the limit tells.
+        file.take((limit + 1).saturating_sub(length)).read_to_end(&mut bytes).map_err(failed)?;
+    }
     if bytes.len() as u64 > limit {
         return Err(too_large());
     }

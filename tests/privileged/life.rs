@@ -67,6 +67,19 @@ fn a_persistent_jail_is_up_without_a_process_of_its_own() {
 }
 
 #[test]
+fn the_processes_of_a_jail_that_are_stockades_bear_its_name() {
+    let Some(machine) = Machine::new() else { return };
+    machine.jail("a", SLEEP);
+    machine.good(&["apply"]);
+    for whose in ["keeper", "init"] {
+        let pid = &machine.record("a")[whose]["pid"];
+        let line = std::fs::read_to_string(format!("/proc/{pid}/cmdline")).unwrap();
+        let words: Vec<&str> = line.split('\0').collect();
+        assert_eq!(words[0], "stockade: jail a", "{whose}: {line:?}");
+    }
+}
+
+#[test]
 fn what_a_jail_writes_is_kept_or_discarded_as_asked() {
     let Some(machine) = Machine::new() else { return };
     for (on_stop, expect) in [("keep", "1\n2\n"), ("discard", "2\n")] {

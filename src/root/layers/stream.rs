@@ -24,8 +24,9 @@ const CHUNK: usize = 128 << 10;
 /// Chunks on their way.
 const CHUNKS: usize = 4;
 
-/// Gives what `source` holds, decompressed, to `take`. With `sha256`, the whole source must have
-/// that digest, also what lies behind the end that `take` has found.
+/// Gives what `source` holds, decompressed, to `take`. What lies behind the end that `take` has found
+/// is read too: who writes it into a pipe is not to be ended by it, and with `sha256` the whole source
+/// must have that digest.
 pub fn read<T>(
     source: Take<File>,
     sha256: Option<&str>,
@@ -36,7 +37,10 @@ pub fn read<T>(
         // Nothing is to be done beside, and contents go from the file to where they are wanted.
         Decoder::Plain(source) if sha256.is_none() => {
             let head = io::Cursor::new(source.buffer().to_vec());
-            return take(&mut BufReader::new(head.chain(source.into_inner())));
+            let mut source = BufReader::new(head.chain(source.into_inner()));
+            let taken = take(&mut source)?;
+            io::copy(&mut source, &mut io::sink()).context("read")?;
+            return Ok(taken);
         }
         other => other,
     };
@@ -98,7 +102,7 @@ fn decompress(
         }
     }
     let mut source = decoder.into_source();
-    if source.digest.is_some() && !given_up.load(Ordering::Relaxed) {
+    if !given_up.load(Ordering::Relaxed) {
         io::copy(&mut source, &mut io::sink())?;
     }
     Ok(source.digest.map(|digest| hex(&digest.finalize())).unwrap_or_default())
@@ -190,5 +194,33 @@ impl Read for Chunks {
         buffer[..count].copy_from_slice(&self.chunk[self.at..self.at + count]);
         self.at += count;
         Ok(count)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write;
+    use std::os::fd::OwnedFd;
+
+    use super::*;
+
+    /// mmdebstrap writes the rest of its last record after the end of the archive, and failed when
+    /// nobody read it any more.
+    #[test]
+    fn who_writes_into_a_pipe_can_write_to_the_end() {
+        // More than the pipe and all buffers hold, also when it is compressed.
+        let numbers = (0..1_u32 << 20).flat_map(|number| number.wrapping_mul(0x9e37_79b1).to_le_bytes());
+        let text: Vec<u8> = numbers.collect();
+        let packed = zstd::encode_all(&text[..], 1).unwrap();
+        assert!(packed.len() > 2 << 20, "{}", packed.len());
+        for archive in [text.clone(), packed] {
+            let (from, mut to) = io::pipe().unwrap();
+            let writer = thread::spawn(move || to.write_all(&archive));
+            let source = File::from(OwnedFd::from(from)).take(u64::MAX);
+            let mut first = [0; 8];
+            read(source, None, |reader| Ok(reader.read_exact(&mut first)?)).unwrap();
+            assert_eq!(first, text[..8]);
+            writer.join().unwrap().expect("all is read");
+        }
     }
 }

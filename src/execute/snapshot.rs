@@ -257,6 +257,11 @@ impl Held<'_> {
         matches!(self.live.state, JailState::Up | JailState::Frozen | JailState::Orphaned)
     }
 
+    /// The one that runs.
+    fn instance(&self) -> Option<&str> {
+        self.live.record.as_ref().filter(|_| self.runs()).map(|record| record.instance.as_str())
+    }
+
     /// Whether what the snapshot kept can be what the jail stands on, or its root.
     fn fits(&self, target: &Snapshot) -> Result<()> {
         let Some(top) = target.chain.first() else { return Ok(()) };
@@ -324,6 +329,7 @@ impl Held<'_> {
             pause_ms: None,
             flush_ms: 0.0,
             schedule: asked.schedule.map(ToOwned::to_owned),
+            instance: self.instance().map(ToOwned::to_owned),
         })
     }
 

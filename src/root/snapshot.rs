@@ -51,6 +51,9 @@ pub struct Snapshot {
     /// The label prefix of the `[[snapshot]]` that it was taken for.
     #[serde(default)]
     pub schedule: Option<String>,
+    /// The instance of the jail that it was copied of while that ran.
+    #[serde(default)]
+    pub instance: Option<String>,
 }
 
 /// How a snapshot's own part came to be.

@@ -153,3 +153,36 @@ fn a_whole_root_on_btrfs_is_taken_and_put_back() {
     whole_roots_are_taken_and_put_back(&machine, "subvolume");
     release_btrfs(&machine);
 }
+
+/// A rollback empties the writes in an image where they are, and leaves those of an overlay that are
+/// empty: it is the same directory, and yet says nothing of what the last snapshot has found in it.
+#[test]
+fn what_was_put_back_is_copied_anew() {
+    for kind in ["image", "overlay"] {
+        let Some(machine) = Machine::new() else { return };
+        machine.jail("a", &stored(kind));
+        machine.good(&["apply"]);
+        let settle = || std::thread::sleep(std::time::Duration::from_millis(100));
+        machine.inside("a", "mkdir /srv/d; echo one > /srv/d/x; echo one > /srv/d/y");
+        settle();
+        assert_eq!(take(&machine, "a", "one")["how"], "copied");
+        machine.inside("a", "echo two > /srv/d/z");
+        settle();
+        assert_eq!(take(&machine, "a", "two")["how"], "changed");
+        // What the layers do not have leaves no trace; of an overlay's writes nothing is left then.
+        machine.inside("a", "rm -r /srv/d");
+        machine.good(&["stop", "a"]);
+        let upper = machine.state().join("jails/a/upper");
+        for entry in std::fs::read_dir(&upper).into_iter().flatten().flatten() {
+            std::fs::remove_dir_all(entry.path()).unwrap();
+        }
+        machine.good(&["rollback", "a", "one", "--yes", "--discard"]);
+        machine.good(&["start", "a"]);
+        take(&machine, "a", "three");
+        machine.inside("a", "rm -r /srv/d");
+        machine.good(&["rollback", "a", "three", "--yes", "--discard"]);
+        assert_eq!(machine.inside("a", "cd /srv/d; cat x y; ls"), "one\none\nx\ny\n", "{kind}");
+        machine.good(&["rollback", "a", "two", "--yes", "--discard"]);
+        assert_eq!(machine.inside("a", "cd /srv/d; cat x z; ls"), "one\ntwo\nx\ny\nz\n", "{kind}");
+    }
+}

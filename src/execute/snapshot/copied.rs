@@ -37,30 +37,17 @@ struct Taken {
 }
 
 impl Held<'_> {
-    /// None unless it lies over all that the jail lies over, with nothing changed that a jail cannot
-    /// change: then both would not be what the jail has.
+    /// None unless it is of the same run of the jail: between two runs its writes may be emptied, or
+    /// come to lie over something else, and what is gone from them is not gone from what it shows.
     pub(super) fn earlier(&self) -> Result<Option<Earlier>> {
-        let layers = self.live.record.as_ref().map(|record| &record.layers);
-        let Some(layers) = layers.filter(|_| self.runs() && self.grows()) else { return Ok(None) };
-        let base = books::base(self.state, self.name)?;
-        let first_id = origin(self.host, self.name)?.first_id;
+        let Some(instance) = self.instance().filter(|_| self.grows()) else { return Ok(None) };
         let last = books::list(self.state, self.name)?.pop();
-        let Some(last) = last.filter(|last| last.layers == *layers && last.chain.len() < LONG) else {
+        let is_of_it = |last: &Snapshot| last.instance.as_deref() == Some(instance);
+        let Some(last) = last.filter(|last| is_of_it(last) && last.chain.len() < LONG) else {
             return Ok(None);
         };
-        let Some((top, _)) = last.chain.split_first().filter(|(_, below)| below.ends_with(&base)) else {
-            return Ok(None);
-        };
-        if changes::origin(self.state, top)?.first_id != first_id {
-            return Ok(None);
-        }
-        let Some(volume) = &self.volume else { return Ok(None) };
-        let own = file::open_child(volume.directory(), export::part(volume.kind()).as_ref())
-            .context("open the jail's writes")?;
-        match changes::index(self.state, top) {
-            Some(index) if index.is_of(own.as_fd())? => Ok(Some(Earlier { chain: last.chain, index })),
-            _ => Ok(None),
-        }
+        let index = last.chain.first().and_then(|top| changes::index(self.state, top));
+        Ok(index.map(|index| Earlier { chain: last.chain, index }))
     }
 
     /// What lies below the jail stays what it is, running or not.

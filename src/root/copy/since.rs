@@ -75,7 +75,7 @@ impl Index {
         Ok(top.map(|top| Self { schema: SCHEMA, top, folders: BTreeMap::new(), count: 0 }))
     }
 
-    pub fn is_of(&self, top: BorrowedFd<'_>) -> Result<bool> {
+    pub(super) fn is_of(&self, top: BorrowedFd<'_>) -> Result<bool> {
         Ok(born(top)? == Some(self.top))
     }
 

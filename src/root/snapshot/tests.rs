@@ -21,6 +21,7 @@ fn snapshot(label: &str, chain: &[&str]) -> Snapshot {
         pause_ms: None,
         flush_ms: 0.0,
         schedule: None,
+        instance: None,
     }
 }
 

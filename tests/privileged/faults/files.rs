@@ -122,9 +122,10 @@ fn is(what: &str, found: &Tree, wanted: &[Tree]) -> Result<(), String> {
     if wanted.contains(found) { Ok(()) } else { Err(format!("{what} has {found:?}")) }
 }
 
-/// What a running jail has below a path.
+/// What a running jail has below a path; nothing of one that has ended.
 fn seen(machine: &Machine, name: &str, path: &str) -> Tree {
-    read(&PathBuf::from(format!("/proc/{}/root{path}", machine.pid(name))))
+    let pid = machine.ls()[name]["pid"].as_i64();
+    pid.map_or_else(Tree::new, |pid| read(&PathBuf::from(format!("/proc/{pid}/root{path}"))))
 }
 
 fn has(machine: &Machine, name: &str, wanted: &[Tree]) -> Result<(), String> {

@@ -215,13 +215,13 @@ impl<'p> Copy<'p> {
             other => other.context("open")?,
         };
         let made = file::open_child(&*to, name).context("open the copy")?;
-        let before = match self.index {
-            None => Before::Nothing,
-            Some(_) => {
-                let stat = rustix::fs::fstat(&child).context("stat")?;
-                let hides = marks::is_opaque(child.as_fd())?;
-                self.meet(here, name, Seen::new(&stat, self.synced, Some(hides)))
-            }
+        // Also where there was too much to remember: what the earlier copy has counts all the same.
+        let before = if self.index.is_none() && self.earlier.is_none() {
+            Before::Nothing
+        } else {
+            let stat = rustix::fs::fstat(&child).context("stat")?;
+            let hides = marks::is_opaque(child.as_fd())?;
+            self.meet(here, name, Seen::new(&stat, self.synced, Some(hides)))
         };
         let names = names(&child)?;
         (*from, *to) = (child, made);

@@ -147,3 +147,27 @@ fn only_what_has_changed_is_taken() {
     assert!(index.is_of(upper.as_fd()).unwrap() && !index.is_of(other.as_fd()).unwrap());
     assert!(Before::of_top(Some(&index), other.as_fd()).is_err(), "nothing is known of another");
 }
+
+#[test]
+fn what_has_changed_is_taken_also_where_there_is_too_much_to_remember() {
+    if !is_root("what_has_changed_is_taken_also_where_there_is_too_much_to_remember") {
+        return;
+    }
+    let temporary = tempfile::tempdir().unwrap();
+    let top = temporary.path();
+    let [upper, late, all] = ["upper", "late", "all"].map(|name| make(top, name));
+    let directories: Vec<PathBuf> = (0..40).map(|number| make(&upper, &format!("d{number}"))).collect();
+    for directory in &directories {
+        ["gone", "kept"].iter().for_each(|name| fs::write(directory.join(name), "").unwrap());
+    }
+    std::thread::sleep(SETTLED);
+    let (first, index, _) = take(top, "first", &upper, None);
+    directories.iter().for_each(|directory| fs::remove_file(directory.join("gone")).unwrap());
+    (0..ENTRIES_MAX).for_each(|number| fs::write(upper.join(format!("f{number}")), "").unwrap());
+    let open = |path: &Path| file::open_directory(path).unwrap();
+    let quiet = |_: &Copied| Ok(());
+    let ready = ahead(open(&upper).as_fd(), open(&late).as_fd(), Some(&index), &quiet).unwrap();
+    let taken = tree_after(open(&upper).as_fd(), open(&all).as_fd(), ready, Some(&index), &quiet);
+    assert!(taken.unwrap().1.is_none(), "it is too much");
+    assert_eq!(view(&[&all, &first]), view(&[&upper, &make(top, "nothing")]));
+}

@@ -158,11 +158,15 @@ fn what_has_changed_is_taken_also_where_there_is_too_much_to_remember() {
     let [upper, late, all] = ["upper", "late", "all"].map(|name| make(top, name));
     let directories: Vec<PathBuf> = (0..40).map(|number| make(&upper, &format!("d{number}"))).collect();
     for directory in &directories {
-        ["gone", "kept"].iter().for_each(|name| fs::write(directory.join(name), "").unwrap());
+        for name in ["gone", "kept"] {
+            fs::write(directory.join(name), "").unwrap();
+        }
     }
     std::thread::sleep(SETTLED);
     let (first, index, _) = take(top, "first", &upper, None);
-    directories.iter().for_each(|directory| fs::remove_file(directory.join("gone")).unwrap());
+    for directory in &directories {
+        fs::remove_file(directory.join("gone")).unwrap();
+    }
     (0..ENTRIES_MAX).for_each(|number| fs::write(upper.join(format!("f{number}")), "").unwrap());
     let open = |path: &Path| file::open_directory(path).unwrap();
     let quiet = |_: &Copied| Ok(());
